@@ -1,0 +1,132 @@
+"""Every error that histolake raises on purpose.
+
+A message is one clear sentence: what was found, what was expected, what to do. The command line prints that sentence
+and ends with the error's `exit_code`; `--debug` shows the traceback too. Anything else that is raised is a defect.
+
+    HistolakeError
+    ├── UsageError             the caller asked for something that cannot be
+    │   ├── SettingsError      a setting has a value that it may not have
+    │   ├── LocationError      a URI that we cannot read or write
+    │   └── SplitError         a split that leaks, or names slides that are not there
+    ├── SourceError            a source that is refused, by rule, with the figure that broke it
+    ├── LakeError
+    │   ├── LakeNotFoundError
+    │   ├── VersionError       a lake version that does not exist
+    │   ├── SlideNotFoundError
+    │   ├── ConflictError      another writer won, again and again
+    │   └── IntegrityError     the lake does not hold what its catalogue says
+    ├── ModelError             a model that is not there, or does not fit what is asked of it
+    └── ServiceError           a served answer that is an error
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConflictError",
+    "HistolakeError",
+    "IntegrityError",
+    "LakeError",
+    "LakeNotFoundError",
+    "LocationError",
+    "ModelError",
+    "ServiceError",
+    "SettingsError",
+    "SlideNotFoundError",
+    "SourceError",
+    "SplitError",
+    "UsageError",
+    "VersionError",
+]
+
+
+class HistolakeError(Exception):
+    """The root. `exit_code` is what the command line ends with."""
+
+    exit_code: int = 2
+
+
+class UsageError(HistolakeError):
+    """The caller asked for something that cannot be."""
+
+
+class SettingsError(UsageError):
+    """A setting has a value that it may not have."""
+
+
+class LocationError(UsageError):
+    """A URI that cannot be parsed, read or written."""
+
+
+class SplitError(UsageError):
+    """A split that would leak between its sides, or that names slides that are not in the lake."""
+
+
+class SourceError(HistolakeError):
+    """A source (or one spot of it) that is refused.
+
+    Becomes a row in `catalog/rejections`. `rule` names the quality rule, `figure` is what was measured, `limit` what the
+    rule asks for, `file` the file that broke it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rule: str,
+        figure: float | None = None,
+        limit: float | None = None,
+        file: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.figure = figure
+        self.limit = limit
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the keyword-only fields when the error crosses a process border."""
+        return (_source_error, (str(self), self.rule, self.figure, self.limit, self.file))
+
+
+def _source_error(
+    message: str, rule: str, figure: float | None, limit: float | None, file: str | None
+) -> SourceError:
+    return SourceError(message, rule=rule, figure=figure, limit=limit, file=file)
+
+
+class LakeError(HistolakeError):
+    """Something about the lake itself."""
+
+
+class LakeNotFoundError(LakeError):
+    """No lake at the URI."""
+
+
+class VersionError(LakeError):
+    """The lake has no such version."""
+
+
+class SlideNotFoundError(LakeError):
+    """The lake has no such slide, patient or study."""
+
+
+class ConflictError(LakeError):
+    """Other writers won every attempt to commit."""
+
+    exit_code = 1
+
+
+class IntegrityError(LakeError):
+    """The lake does not hold what its catalogue says."""
+
+    exit_code = 1
+
+
+class ModelError(HistolakeError):
+    """A model that is not there, or does not fit what is asked of it."""
+
+
+class ServiceError(HistolakeError):
+    """The service answered with an error, or did not answer."""
+
+    exit_code = 1
