@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The ingestion part of histolake."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The serving part of histolake."""

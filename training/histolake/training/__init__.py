@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Pairs in, registered models out."""

@@ -1,0 +1,57 @@
+"""Where Ray runs: an existing cluster by address, or a quiet one on this machine that listens on loopback only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["ClusterSettings", "start_ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Where Ray work runs."""
+
+    address: str | None = None  # of a running Ray cluster, or "auto"; empty starts one on this machine
+    cpus: int = 0  # slots to offer on this machine; 0 takes the number of cores, at least MIN_CPUS
+    object_store_mb: int = 512  # memory for Ray's object store on this machine, MiB
+
+
+# Two training workers, their controller and one reading task need a slot each, whatever the machine.
+MIN_CPUS = 4
+
+
+@contextmanager
+def start_ray(settings: ClusterSettings) -> Iterator[None]:
+    """Connect to Ray, or start it here, for the length of the block. A Ray that already runs in this process is used
+    and left alone."""
+    # Ray reads these when it is imported or starts its processes.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if settings.address:
+        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            num_cpus=settings.cpus or max(os.cpu_count() or 1, MIN_CPUS),
+            object_store_memory=settings.object_store_mb << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

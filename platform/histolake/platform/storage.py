@@ -1,0 +1,315 @@
+"""URIs, credentials and file systems: the one place that touches them.
+
+A `Location` is a place on disk (`/data/lake`, `file:///data/lake`) or in an object store (`s3://bucket/lake`). Lance, Delta
+and Arrow each want credentials under names of their own; they ask here. Standard AWS variables are honoured
+(`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`), and settings of the
+section `store` override them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from histolake.platform.errors import LocationError
+
+__all__ = ["Entry", "Location", "StoreSettings"]
+
+COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """How to reach an object store. Empty values fall back on the standard AWS variables."""
+
+    endpoint: str | None = None  # URL of an S3 server other than Amazon's
+    region: str | None = None
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+
+    def resolved(self) -> dict[str, str]:
+        """Endpoint, region and keys as plain text, each from the settings or else from the standard variable."""
+
+        def pick(value: SecretStr | str | None, *names: str) -> str:
+            if value is not None:
+                return value.get_secret_value() if isinstance(value, SecretStr) else value
+            return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+        return {
+            "endpoint": pick(self.endpoint, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+            "region": pick(self.region, "AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
+            "access_key": pick(self.access_key, "AWS_ACCESS_KEY_ID"),
+            "secret_key": pick(self.secret_key, "AWS_SECRET_ACCESS_KEY"),
+            "session_token": pick(self.session_token, "AWS_SESSION_TOKEN"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file below a location."""
+
+    location: Location
+    size_bytes: int
+    modified_s: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder, on disk or in an object store. Cheap, immutable, and safe to send to a worker."""
+
+    uri: str
+    store: StoreSettings = field(default_factory=StoreSettings, repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, uri: str | Path | Location, store: StoreSettings | None = None) -> Location:
+        """Read `/path`, `path`, `file:///path` or `s3://bucket/key`; raises `LocationError` on any other scheme."""
+        if isinstance(uri, Location):
+            return uri
+        text = str(uri)
+        parts = urlsplit(text)
+        if parts.scheme == "s3":
+            if not parts.netloc:
+                raise LocationError(f"{text!r} names no bucket; write s3://bucket/path.")
+            return cls(f"s3://{parts.netloc}/{parts.path.strip('/')}".rstrip("/"), store or _default_store())
+        if parts.scheme == "file":
+            return cls(str(Path(unquote(parts.path)).resolve()), store or _default_store())
+        if parts.scheme and "://" in text:
+            raise LocationError(f"{text!r} has the scheme {parts.scheme}://; use a path, file:// or s3://.")
+        if not text:
+            raise LocationError("An empty location was given; name a path, a file:// or an s3:// URI.")
+        return cls(str(Path(text).expanduser().resolve()), store or _default_store())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether this lies in an object store."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def suffix(self) -> str:
+        """The last ending, lower case, with its dot; "" where there is none."""
+        return Path(self.name).suffix.lower()
+
+    def join(self, *parts: str) -> Location:
+        """The location below this one."""
+        return Location("/".join([self.uri.rstrip("/"), *(part.strip("/") for part in parts)]), self.store)
+
+    def parent(self) -> Location:
+        """The folder this lies in."""
+        return Location(self.uri.rstrip("/").rsplit("/", 1)[0] or "/", self.store)
+
+    # -- what the libraries want to know -------------------------------------------------------------------------
+
+    def filesystem(self) -> tuple[Any, str]:
+        """A `pyarrow.fs` file system and the path in it."""
+        if not self.is_remote:
+            return _local_filesystem(), self.uri
+        return _s3_filesystem(tuple(sorted(self.store.resolved().items()))), self.uri.removeprefix("s3://")
+
+    def lance_options(self) -> dict[str, str] | None:
+        """Storage options for Lance; None on disk."""
+        return self._object_store_options() if self.is_remote else None
+
+    def delta_options(self) -> dict[str, str] | None:
+        """Storage options for Delta; None on disk."""
+        if not self.is_remote:
+            return None
+        return {key.upper(): value for key, value in self._object_store_options().items()}
+
+    def _object_store_options(self) -> dict[str, str]:
+        known = self.store.resolved()
+        options = {"aws_region": known["region"]}
+        if known["endpoint"]:
+            key = "aws_endpoint_url"
+            options |= {key: known["endpoint"], "aws_endpoint": known["endpoint"]}
+            if known["endpoint"].startswith("http://"):
+                options |= {"allow_http": "true", "aws_allow_http": "true"}
+        for name, option in (
+            ("access_key", "aws_access_key_id"),
+            ("secret_key", "aws_secret_access_key"),
+            ("session_token", "aws_session_token"),
+        ):
+            if known[name]:
+                options[option] = known[name]
+        return options
+
+    def s3_client(self) -> Any:
+        """A boto3 client for this location's store."""
+        import boto3
+
+        known = self.store.resolved()
+        return boto3.client(
+            "s3",
+            endpoint_url=known["endpoint"] or None,
+            region_name=known["region"],
+            aws_access_key_id=known["access_key"] or None,
+            aws_secret_access_key=known["secret_key"] or None,
+            aws_session_token=known["session_token"] or None,
+        )
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether a file or a folder with something in it is here."""
+        from pyarrow.fs import FileType
+
+        filesystem, path = self.filesystem()
+        return filesystem.get_file_info(path).type != FileType.NotFound
+
+    def is_file(self) -> bool:
+        """Whether a file is here."""
+        from pyarrow.fs import FileType
+
+        filesystem, path = self.filesystem()
+        return filesystem.get_file_info(path).type == FileType.File
+
+    def is_dir(self) -> bool:
+        """Whether a folder is here."""
+        from pyarrow.fs import FileType
+
+        filesystem, path = self.filesystem()
+        return filesystem.get_file_info(path).type == FileType.Directory
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file, making its folder; on disk the new content appears at once or not at all."""
+        filesystem, path = self.filesystem()
+        if self.is_remote:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as part:
+            part.write(data)
+        Path(part.name).replace(target)
+
+    def create(self, data: bytes) -> bool:
+        """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
+        if not self.is_remote:
+            target = Path(self.uri)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with target.open("xb") as stream:
+                    stream.write(data)
+            except FileExistsError:
+                return False
+            return True
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        try:
+            self.s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                return False
+            raise
+        return True
+
+    def delete(self) -> None:
+        """Remove the file, or the folder with all that is in it. Nothing happens where nothing is."""
+        from pyarrow.fs import FileType
+
+        filesystem, path = self.filesystem()
+        kind = filesystem.get_file_info(path).type
+        if kind == FileType.File:
+            filesystem.delete_file(path)
+        elif kind == FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def entries(self, *, recursive: bool = True) -> Iterator[Entry]:
+        """The files below this folder, by path; nothing where there is no folder."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self.filesystem()
+        found = filesystem.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
+        for info in sorted(found, key=lambda info: info.path):
+            if info.type == FileType.File:
+                uri = f"s3://{info.path}" if self.is_remote else info.path
+                modified_s = info.mtime.timestamp() if info.mtime else 0.0
+                yield Entry(location=Location(uri, self.store), size_bytes=info.size, modified_s=modified_s)
+
+    def list(self, *, recursive: bool = False) -> list[Location]:
+        """The files and folders below this one, by name."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self.filesystem()
+        found = filesystem.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
+        prefix = "s3://" if self.is_remote else ""
+        return [Location(prefix + info.path, self.store) for info in sorted(found, key=lambda info: info.path)]
+
+    def local_path(self) -> Path:
+        """A file on this machine with the content: the file itself, or a copy in the cache of a remote one.
+
+        The copy is named by URI, size and time of change, so that a changed remote file is fetched again.
+        """
+        if not self.is_remote:
+            return Path(self.uri)
+        filesystem, path = self.filesystem()
+        info = filesystem.get_file_info(path)
+        key = hashlib.sha256(f"{self.uri}\0{info.size}\0{info.mtime_ns}".encode()).hexdigest()[:24]
+        root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        cached = root / "histolake" / "files" / f"{key}-{self.name}"
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                filesystem.open_input_stream(path) as stream,
+                tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part,
+            ):
+                while block := stream.read(COPY_BYTES):
+                    part.write(block)
+            Path(part.name).replace(cached)
+        return cached
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+def _default_store() -> StoreSettings:
+    from histolake.platform.settings import load_settings
+
+    store = load_settings().section("store")
+    assert isinstance(store, StoreSettings)
+    return store
+
+
+@lru_cache(maxsize=1)
+def _local_filesystem() -> Any:
+    from pyarrow.fs import LocalFileSystem
+
+    return LocalFileSystem()
+
+
+@lru_cache(maxsize=8)
+def _s3_filesystem(known: tuple[tuple[str, str], ...]) -> Any:
+    from pyarrow.fs import S3FileSystem
+
+    values = dict(known)
+    scheme, _, host = values["endpoint"].partition("://")
+    return S3FileSystem(
+        access_key=values["access_key"] or None,
+        secret_key=values["secret_key"] or None,
+        session_token=values["session_token"] or None,
+        region=values["region"],
+        endpoint_override=host or None,
+        scheme=scheme or None,
+    )
