@@ -30,7 +30,7 @@ class Augmentation:
 
     flips: bool = True  # flips and quarter turns: tissue has no up
     stain: float = 0.0  # standard deviation of the log gain of each stain, dimensionless
-    brightness: float = 0.0  # standard deviation of a shift of the optical density, dimensionless
+    density: float = 0.0  # relative standard deviation of the whole optical density, dimensionless
 
 
 def decode(picture: bytes, px: int) -> np.ndarray:
@@ -66,8 +66,8 @@ def augment(
         if options.flips:
             image_HWC = np.rot90(image_HWC, turns)
             image_HWC = image_HWC[:, ::-1] if flip else image_HWC
-        if options.stain or options.brightness:
-            image_HWC = _restain(image_HWC, np.exp(options.stain * gain_3), options.brightness * shift)
+        if options.stain or options.density:
+            image_HWC = _restain(image_HWC, np.exp(options.stain * gain_3), options.density * shift)
         out.append(np.ascontiguousarray(image_HWC))
     return np.stack(out)
 
