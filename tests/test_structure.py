@@ -1,4 +1,4 @@
-"""The house itself: packaging that never shadows `platform`, arrows of one direction, faces that import, a quick CLI."""
+"""The house: packaging that never shadows `platform`, arrows of one direction, faces that import, a quick CLI."""
 
 from __future__ import annotations
 
