@@ -19,7 +19,7 @@ from histolake.ingestion.slide import SlideImage
 __all__ = ["PatchSettings", "Tiles", "focus", "patch_window", "tile", "tissue_fraction"]
 
 WHITE = 255
-CHROMA_OF_TISSUE = 20  # of 255: the stains colour a pixel by more than this, glass and paper by less
+CHROMA_OF_TISSUE = 24  # of 255: the stains colour a pixel by more than this, glass and paper by less
 DARK = 100  # of 255: a pixel darker than this is tissue, ink or dirt rather than glass, whatever its colour
 LOCALITY_PX = 512  # spots are visited cell by cell of this size, so that neighbouring reads follow each other
 

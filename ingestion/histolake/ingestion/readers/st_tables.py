@@ -71,10 +71,19 @@ def read_counts(uri: str) -> Counts:
             f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri
         )
     _check_unique(barcodes, uri)
+    symbols = [gene.strip().strip('"') for gene in genes]
+    if "" in symbols:
+        raise SourceError(
+            f"{uri} has {symbols.count('')} genes without a name in its first line.",
+            rule="genes_named",
+            figure=float(symbols.count("")),
+            limit=0.0,
+            file=uri,
+        )
     matrix = csr_array(
         (np.concatenate(data), np.concatenate(indices), np.array(indptr)), shape=(len(barcodes), len(genes))
     )
-    return Counts(barcodes=barcodes, symbols=[gene.strip().strip('"') for gene in genes], counts_NG=matrix)
+    return Counts(barcodes=barcodes, symbols=symbols, counts_NG=matrix)
 
 
 def read_positions(uri: str) -> Positions:
