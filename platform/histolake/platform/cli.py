@@ -27,11 +27,11 @@ ORDER = (
 class _LazyCommands(TyperGroup):
     """Finds commands in the entry points; imports one when it is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         names = {entry.name for entry in entry_points(group="histolake.commands")}
         return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for entry in entry_points(group="histolake.commands", name=cmd_name):
             return _as_command(entry.load(), cmd_name)
         return None

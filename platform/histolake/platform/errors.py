@@ -64,8 +64,8 @@ class SplitError(UsageError):
 class SourceError(HistolakeError):
     """A source (or one spot of it) that is refused.
 
-    Becomes a row in `catalog/rejections`. `rule` names the quality rule, `figure` is what was measured, `limit` what the
-    rule asks for, `file` the file that broke it.
+    Becomes a row in `catalog/rejections`. `rule` names the quality rule, `figure` is what was measured, `limit` what
+    the rule asks for, `file` the file that broke it.
     """
 
     def __init__(
@@ -88,9 +88,7 @@ class SourceError(HistolakeError):
         return (_source_error, (str(self), self.rule, self.figure, self.limit, self.file))
 
 
-def _source_error(
-    message: str, rule: str, figure: float | None, limit: float | None, file: str | None
-) -> SourceError:
+def _source_error(message: str, rule: str, figure: float | None, limit: float | None, file: str | None) -> SourceError:
     return SourceError(message, rule=rule, figure=figure, limit=limit, file=file)
 
 

@@ -1,8 +1,8 @@
 """One settings object, and where each value came from.
 
-Order of authority: flags (`overrides`) beat the environment (`HISTOLAKE_*`), the environment beats a TOML file, the file
-beats the defaults. The sections are frozen dataclasses that stand beside the code they configure; each part declares its
-own in the entry-point group `histolake.settings`, so nothing here knows what a quality rule is.
+Order of authority: flags (`overrides`) beat the environment (`HISTOLAKE_*`), the environment beats a TOML file, the
+file beats the defaults. The sections are frozen dataclasses that stand beside the code they configure; each part
+declares its own in the entry-point group `histolake.settings`, so nothing here knows what a quality rule is.
 
     HISTOLAKE_LAKE=s3://atlas/lake                      a value of the top level
     HISTOLAKE_QUALITY__MIN_GENES=300                    a value of the section "quality"
@@ -75,7 +75,9 @@ class _Base(BaseSettings):
 @cache
 def _sections() -> dict[str, type[Any]]:
     """Section name -> frozen dataclass, from the entry points of every installed part."""
-    return {entry.name: entry.load() for entry in sorted(entry_points(group="histolake.settings"), key=lambda e: e.name)}
+    return {
+        entry.name: entry.load() for entry in sorted(entry_points(group="histolake.settings"), key=lambda e: e.name)
+    }
 
 
 def _model(file: Path | None) -> type[_Base]:

@@ -1,9 +1,9 @@
 """URIs, credentials and file systems: the one place that touches them.
 
-A `Location` is a place on disk (`/data/lake`, `file:///data/lake`) or in an object store (`s3://bucket/lake`). Lance, Delta
-and Arrow each want credentials under names of their own; they ask here. Standard AWS variables are honoured
-(`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`), and settings of the
-section `store` override them.
+A `Location` is a place on disk (`/data/lake`, `file:///data/lake`) or in an object store (`s3://bucket/lake`). Lance,
+Delta and Arrow each want credentials under names of their own; they ask here. Standard AWS variables are honoured
+(`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`), and settings of
+the section `store` override them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,206 @@
+"""The catalogue: Delta tables `catalog/slides`, `catalog/rejections` and `catalog/genes`.
+
+`catalog/slides` alone decides what the lake holds: its Delta version is the lake's version. Publishing is one Delta
+`merge` without automatic retry; whoever loses the race reads again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+
+from histolake.platform.errors import ConflictError
+from histolake.platform.schemas import REJECTIONS, SLIDES, schema_name, schema_version
+from histolake.platform.storage import Location
+
+__all__ = ["Catalog"]
+
+PUBLISH_TRIES = 40
+COMPACT_FILES = 100  # small files after which a table is compacted in passing
+
+# No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
+_STATISTICS = {"slides": "published_in,retired_in", "rejections": "figure", "genes": "gene_id"}
+_ONCE = CommitProperties(max_commit_retries=0)
+
+RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
+
+
+class Catalog:
+    """The Delta tables of one lake."""
+
+    def __init__(self, root: Location) -> None:
+        self.root = root.join("catalog")
+
+    # -- tables ---------------------------------------------------------------------------------------------------
+
+    def create(self, name: str, schema: pa.Schema) -> None:
+        """Make an empty table unless there is one."""
+        place = self.root.join(name)
+        place.filesystem()[0].create_dir(place.filesystem()[1], recursive=True)
+        DeltaTable.create(
+            place.uri,
+            schema=schema.remove_metadata(),
+            mode="ignore",
+            name=f"{schema_name(schema)} v{schema_version(schema)}",
+            configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name]},
+            storage_options=place.delta_options(),
+        )
+
+    def exists(self) -> bool:
+        """Whether there is a catalogue here."""
+        place = self.root.join("slides")
+        return DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options())
+
+    def table(self, name: str) -> DeltaTable:
+        """A table at its newest version."""
+        place = self.root.join(name)
+        return DeltaTable(place.uri, storage_options=place.delta_options())
+
+    def version(self) -> int:
+        """The lake's version."""
+        return self.table("slides").version()
+
+    def append(self, name: str, rows: pa.Table) -> None:
+        """Add rows to a table."""
+        place = self.root.join(name)
+        write_deltalake(
+            place.uri, rows.replace_schema_metadata(None), mode="append", storage_options=place.delta_options()
+        )
+
+    def create_with(self, name: str, schema: pa.Schema, rows: pa.Table) -> None:
+        """Make a table with its first rows in one commit, unless there is one with rows."""
+        self.create(name, schema)
+        place = self.root.join(name)
+        table = self.table(name)
+        if table.version() > 0:
+            return
+        try:
+            write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+        except DeltaError:
+            if DeltaTable(place.uri, storage_options=place.delta_options()).version() == 0:
+                raise
+
+    # -- slides ---------------------------------------------------------------------------------------------------
+
+    def slides(self, columns: list[str] | None = None) -> pa.Table:
+        """Every row of `catalog/slides`: all slides, all versions."""
+        return _read(self.table("slides"), SLIDES, columns)
+
+    def rejections(self) -> pa.Table:
+        """Every row of `catalog/rejections`."""
+        return _read(self.table("rejections"), REJECTIONS, None)
+
+    def rejection_count(self, ingest_id: str) -> int:
+        """How many rejections an ingest has written."""
+        found = self.table("rejections").to_pyarrow_dataset().count_rows(filter=pc.field("ingest_id") == ingest_id)
+        return int(found)
+
+    def live(self, slide_ids: Iterable[str], table: DeltaTable | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
+        wanted = sorted(set(slide_ids))
+        columns = ["slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"]
+        dataset = (table or self.table("slides")).to_pyarrow_dataset()
+        keep = pc.field("retired_in").is_null() & pc.field("slide_id").isin(wanted)
+        rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
+        for row in dataset.to_table(columns=columns, filter=keep).to_pylist():
+            rows[row["slide_id"]].append(row)
+        return rows
+
+    def commit(self, slide_ids: Sequence[str], make_rows: RowMaker, ingest_ids: Sequence[str]) -> int:
+        """Publish in one commit; returns the lake version in which the rows are.
+
+        `make_rows(version, live)` gives the merge's source: rows that equal a live one in (ingest_id, published_in)
+        retire it, the others are inserted. It is asked again after every lost race. An empty list commits nothing.
+        """
+        failure: Exception | None = None
+        for attempt in range(PUBLISH_TRIES):
+            table = self.table("slides")
+            if failure is not None and (version := self._published(table, ingest_ids)) is not None:
+                return version  # the commit that seemed to fail had succeeded
+            rows = make_rows(table.version() + 1, self.live(slide_ids, table))
+            if not rows:
+                return table.version()
+            try:
+                merge = table.merge(
+                    pa.Table.from_pylist(rows, schema=SLIDES.remove_metadata()),
+                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
+                    source_alias="new",
+                    target_alias="old",
+                    commit_properties=_ONCE,
+                )
+                merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
+            except (DeltaError, OSError) as error:
+                failure = error
+                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                continue
+            version = table.version()
+            self._compact_in_passing("slides")
+            return version
+        raise ConflictError(
+            f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
+        ) from failure
+
+    def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
+        """The version in which these ingests were published, or None if they were not."""
+        keep = pc.field("ingest_id").isin(list(ingest_ids))
+        found = table.to_pyarrow_dataset().to_table(columns=["ingest_id", "published_in"], filter=keep)
+        if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
+            return None
+        return int(pc.max(found["published_in"]).as_py())
+
+    # -- upkeep ---------------------------------------------------------------------------------------------------
+
+    def _compact_in_passing(self, name: str) -> None:
+        table = self.table(name)
+        if len(table.file_uris()) > COMPACT_FILES:
+            try:
+                table.optimize.compact(commit_properties=_ONCE)
+            except DeltaError:
+                return  # another writer was at work; the next one compacts
+
+    def delete(self, name: str, ingest_ids: Sequence[str]) -> int:
+        """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""
+        if not ingest_ids:
+            return 0
+        listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(ingest_ids))
+        failure: Exception | None = None
+        for attempt in range(PUBLISH_TRIES):
+            try:
+                metrics = self.table(name).delete(f"ingest_id IN ({listed})", commit_properties=_ONCE)
+                return int(metrics["num_deleted_rows"])
+            except DeltaError as error:
+                failure = error
+                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+        raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
+
+    def clean(self, name: str, older_than_s: float) -> int:
+        """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
+        commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
+        table = self.table(name)
+        removed = len(table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
+        held = {uri.rsplit("/", 1)[-1] for uri in self.table(name).file_uris()}
+        for entry in self.root.join(name).entries(recursive=False):
+            if (
+                entry.location.suffix == ".parquet"
+                and entry.location.name not in held
+                and entry.modified_s < older_than_s
+            ):
+                entry.location.delete()
+                removed += 1
+        return removed
+
+
+def _read(table: DeltaTable, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    # An older lake lacks the columns that a newer schema added: they read as null.
+    held = set(table.schema().to_arrow().names)
+    found = table.to_pyarrow_dataset().to_table(columns=[name for name in wanted.names if name in held])
+    full = [found[f.name].cast(f.type) if f.name in held else pa.nulls(found.num_rows, f.type) for f in wanted]
+    return pa.Table.from_arrays(full, schema=wanted)

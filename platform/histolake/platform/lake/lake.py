@@ -1,0 +1,177 @@
+"""The lake: one root URI, and what may be done with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from histolake.platform.errors import LakeNotFoundError, VersionError
+from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
+from histolake.platform.lake.catalog import Catalog
+from histolake.platform.lake.genes import GeneTable
+from histolake.platform.lake.leases import Lease, LeaseKeeper
+from histolake.platform.lake.pairs import PairsTable
+from histolake.platform.lake.snapshot import Snapshot
+from histolake.platform.schemas import REJECTIONS, SLIDES
+from histolake.platform.storage import Location, StoreSettings
+
+__all__ = ["Lake"]
+
+
+class Lake:
+    """A data lake of spot-image/gene pairs at one URI. Open it with `Lake.open`."""
+
+    def __init__(self, root: Location) -> None:
+        self.root = root
+        self.catalog = Catalog(root)
+        self.pairs = PairsTable(root.join("pairs.lance"))
+        self.keeper = LeaseKeeper(root)
+        self._genes = GeneTable(self.catalog)
+
+    @classmethod
+    def open(cls, uri: str | Path | Location, *, create: bool = False, store: StoreSettings | None = None) -> Lake:
+        """Open the lake at a URI (`/path`, `file://`, `s3://`); with `create`, make an empty one where there is none.
+
+        Raises `LakeNotFoundError`.
+        """
+        lake = cls(Location.parse(uri, store))
+        if create:
+            # `catalog/slides` comes last: where it is, the others are.
+            if not lake.catalog.exists():
+                lake.pairs.create()
+                lake.catalog.create("rejections", REJECTIONS)
+                lake._genes.create()
+                lake.catalog.create("slides", SLIDES)
+        elif not lake.catalog.exists():
+            raise LakeNotFoundError(f"There is no lake at {lake.uri}; `histolake ingest` makes one, or name another.")
+        return lake
+
+    @property
+    def uri(self) -> str:
+        """Its root."""
+        return self.root.uri
+
+    @property
+    def version(self) -> int:
+        """Its newest version: that of the Delta table `catalog/slides`."""
+        return self.catalog.version()
+
+    # -- genes ----------------------------------------------------------------------------------------------------
+
+    def genes(self) -> pa.Table:
+        """Every gene that the lake knows (`schemas.GENES`), by gene_id."""
+        return self._genes.read()
+
+    def resolve_genes(
+        self,
+        symbols: Sequence[str],
+        ensembl_ids: Sequence[str | None] | None = None,
+        *,
+        species: str = "human",
+        allocate: bool = False,
+    ) -> np.ndarray:
+        """Gene ids, int32 (G,); see `GeneTable.resolve`."""
+        return self._genes.resolve(symbols, ensembl_ids, species=species, allocate=allocate)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def at(self, version: int | None = None) -> Snapshot:
+        """The lake at a version; the newest if none is named. Raises `VersionError`."""
+        newest = self.version
+        if version is None:
+            version = newest
+        if not 0 <= version <= newest:
+            raise VersionError(f"{self.uri} has no version {version}; it has 0 to {newest}.")
+        rows = self.catalog.slides()
+        retired = pc.fill_null(pc.less_equal(rows["retired_in"], version), False)
+        here = pc.and_(pc.less_equal(rows["published_in"], version), pc.invert(retired))
+        return Snapshot(self, version, rows.filter(here).sort_by([("slide_id", "ascending"), ("status", "ascending")]))
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def begin(self, slide_id: str, *, source_digest: str, settings_digest: str, source: str) -> Attempt:
+        """Begin to ingest a slide.
+
+        The attempt's `state` is "unchanged" where the live row was made of the same source under the same settings
+        (nothing is to be done), "adopted" where a dead attempt left everything but the last commit (`publish` it), else
+        "new" (write, `stage` or `refuse`, then `publish`).
+        """
+        digests = {"source_digest": source_digest, "settings_digest": settings_digest}
+        common: dict[str, Any] = {
+            "root": self.root,
+            "catalog": self.catalog,
+            "pairs": self.pairs,
+            "keeper": self.keeper,
+            "slide_id": slide_id,
+            **digests,
+        }
+        for row in self.catalog.live([slide_id])[slide_id]:
+            if all(row[key] == value for key, value in digests.items()):
+                return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
+        dead = find_dead(self.root, self.catalog, self.pairs, slide_id, source_digest, settings_digest)
+        ingest_id = dead.lease_id if dead else new_ingest_id()
+        now = time.time()
+        lease = Lease(
+            lease_id=ingest_id,
+            kind="write",
+            purpose=f"ingest {source}",
+            started_s=now,
+            renewed_s=now,
+            slide_id=slide_id,
+            plan=dead.plan if dead else None,
+            source_digest=source_digest,
+            settings_digest=settings_digest,
+        )
+        if dead is not None and lease.seal(self.root, "adopt"):
+            self.keeper.hold(lease)
+            return Attempt(**common, state="adopted", ingest_id=ingest_id, plan=dead.plan)
+        if dead is not None:  # somebody else was first to adopt it
+            return self.begin(slide_id, **digests, source=source)
+        self.keeper.hold(lease)
+        return Attempt(**common, state="new", ingest_id=ingest_id)
+
+    def publish(self, attempts: Sequence[Attempt]) -> int:
+        """Publish staged attempts in one catalogue commit; returns the lake version that holds them.
+
+        A slide's live row is retired in the version that brings the new one. A refused slide retires only an earlier
+        refusal. An attempt that another writer overtook with the same source and settings is given up.
+        """
+        attempts = [attempt for attempt in attempts if attempt.state != "unchanged"]
+        if not attempts:
+            return self.version
+        for attempt in attempts:
+            attempt.seal()
+        when = datetime.now(UTC)
+        software = f"histolake {package_version('histolake')}"
+
+        def rows(version: int, live: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+            made: list[dict[str, Any]] = []
+            for attempt in attempts:
+                new = {**attempt.row(version), "when": when, "software": software}
+                current = live[attempt.slide_id]
+                if any(_same(row, new) for row in current):
+                    continue
+                replaced = [row for row in current if new["status"] == "published" or row["status"] == "refused"]
+                made += [
+                    {**{k: row[k] for k in ("ingest_id", "published_in", "slide_id")}, "retired_in": version}
+                    for row in replaced
+                ]
+                made.append(new)
+            return made
+
+        version = self.catalog.commit([a.slide_id for a in attempts], rows, [a.ingest_id for a in attempts])
+        for attempt in attempts:
+            self.keeper.release(attempt.ingest_id)
+        return version
+
+
+def _same(row: dict[str, Any], new: dict[str, Any]) -> bool:
+    return all(row[key] == new[key] for key in ("source_digest", "settings_digest", "status"))
