@@ -56,11 +56,9 @@ else
     "$python" -m venv --clear "$folder"
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-quiet="--quiet"
-if [ -t 2 ]; then quiet=""; fi
 say "[2/3] installing $torch"
-"$folder/bin/python" -m pip install $quiet "$torch"
+"$folder/bin/python" -m pip install "$torch"
 say "[3/3] installing histolake and what it needs"
-"$folder/bin/python" -m pip install $quiet --constraint constraints.txt --editable '.[dev,store]'
+"$folder/bin/python" -m pip install --constraint constraints.txt --editable '.[dev,store]'
 printf '%s\n' "$wanted" >"$stamp"
 say "environment: $folder is ready."
