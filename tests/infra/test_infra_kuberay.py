@@ -80,7 +80,7 @@ def test_every_manifest_belongs_to_a_kustomization() -> None:
         patches = [patch["path"] for patch in kustomization.get("patches", [])]
         named |= {(folder / name).resolve() for name in [*kustomization["resources"], *patches]}
         named.add(folder / "kustomization.yaml")
-    assert {path for path in KUBERAY.rglob("*.yaml")} <= named
+    assert set(KUBERAY.rglob("*.yaml")) <= named
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
