@@ -1,8 +1,8 @@
 """MLflow: where runs are tracked and models registered, in one place.
 
-By default that is a SQLite file in the working folder with the artifacts in a folder beside it; any MLflow server does, by
-its URI. The rule for MLflow's own variable: a value of ours (flag, HISTOLAKE_TRACKING__URI, histolake.toml) wins; where
-none is given, MLFLOW_TRACKING_URI is used if it is set; else the SQLite file.
+By default that is a SQLite file in the working folder with the artifacts in a folder beside it; any MLflow server
+does, by its URI. The rule for MLflow's own variable: a value of ours (flag, HISTOLAKE_TRACKING__URI, histolake.toml)
+wins; where none is given, MLFLOW_TRACKING_URI is used if it is set; else the SQLite file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The training loop: the same function on one laptop CPU and on many GPU nodes, under Ray Train.
 
-Each worker opens the lake at the pinned version, builds the model from the seed, and takes its slice of each global batch;
-gradients are averaged by DistributedDataParallel, and the loss sees the pairs of all workers (`objectives`). What is drawn
-at random in a step (dropout) is seeded by (seed, step, rank), so a run that resumes from a checkpoint goes on as if it had
-never stopped. Run again with the same folder and name, it resumes from the last checkpoint.
+Each worker opens the lake at the pinned version, builds the model from the seed, and takes its slice of each global
+batch; gradients are averaged by DistributedDataParallel, and the loss sees the pairs of all workers (`objectives`).
+What is drawn at random in a step (dropout) is seeded by (seed, step, rank), so a run that resumes from a checkpoint
+goes on as if it had never stopped. Run again with the same folder and name, it resumes from the last checkpoint.
 """
 
 from __future__ import annotations

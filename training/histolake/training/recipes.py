@@ -55,7 +55,7 @@ _COCA = Recipe(
     model={
         "architecture": "coca",
         "embed_dim": 128,
-        "image_px": 56,
+        "image_px": 112,
         "patch_px": 14,
         "image_width": 128,
         "image_layers": 3,
@@ -64,14 +64,15 @@ _COCA = Recipe(
         "pooler_queries": 8,
         "text_width": 128,
         "text_heads": 4,
-        "text_layers": 2,
+        "text_layers": 1,
         "decoder_layers": 1,
         "context": 76,
+        "patch_dropout": 0.3,
         "init_temperature": 0.1,
     },
     steps=240,
     global_batch=64,
-    lr=1e-3,
+    lr=5e-4,
     warmup_steps=20,
     stain=0.1,
     density=0.05,
@@ -82,9 +83,10 @@ _CLIP = Recipe(
     summary="CLIP on a frozen EfficientNet-Lite0 with packaged ImageNet weights: learns from a few hundred pairs",
     model={
         "architecture": "clip-lite",
-        "embed_dim": 64,
+        "embed_dim": 128,
         "image_px": 128,
-        "image_dropout": 0.3,
+        "image_hidden": 256,
+        "image_dropout": 0.5,
         "text_width": 128,
         "text_dropout": 0.3,
         "context": 76,
@@ -127,7 +129,13 @@ def check(recipe: Recipe) -> Recipe:
     """The recipe, if its values can be; raises `UsageError` that lists all that cannot."""
     faults = [
         f"{name} is {getattr(recipe, name)} and must be at least {least}"
-        for name, least in (("steps", 1), ("global_batch", 2), ("warmup_steps", 0), ("checkpoint_every", 1), ("seed", 0))
+        for name, least in (
+            ("steps", 1),
+            ("global_batch", 2),
+            ("warmup_steps", 0),
+            ("checkpoint_every", 1),
+            ("seed", 0),
+        )
         if getattr(recipe, name) < least
     ]
     if recipe.image_column not in ("spot_image", "niche_image"):

@@ -1,10 +1,10 @@
 """The `reference/` folder that a model is published with: what it learned from, embedded, and how to predict with it.
 
-    slides.json        every slide of the split with its side, study and patient
-    reference.parquet  one row a training pair: ids, place, sentence, both vectors, expression of the chosen genes
-    genes.json         the most variable of the well expressed genes, chosen on training pairs alone
-    calibration.json   neighbours and temperature of the prediction, chosen on the validation side (or on training pairs
-                       against the other training slides where there is no validation side; the file says which)
+slides.json        every slide of the split with its side, study and patient
+reference.parquet  one row a training pair: ids, place, sentence, both vectors, expression of the chosen genes
+genes.json         the most variable of the well expressed genes, chosen on training pairs alone
+calibration.json   neighbours and temperature of the prediction, chosen on the validation side (or on training pairs
+                   against the other training slides where there is no validation side; the file says which)
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def _mean_pearson(reference: Embedded, held_out: Embedded | None, top_k: int, te
 def predict_expression(
     image_QD: np.ndarray, text_ND: np.ndarray, expression_NG: np.ndarray, top_k: int, temperature: float
 ) -> np.ndarray:
-    """Loki's PredEx with a softmax: the expression of the `top_k` reference pairs whose sentence is nearest to a picture,
-    weighted by exp(cosine / temperature). (The paper weights by the raw cosine, which can be negative.)"""
+    """Loki's PredEx with a softmax: the expression of the `top_k` reference pairs whose sentence is nearest to a
+    picture, weighted by exp(cosine / temperature). (The paper weights by the raw cosine, which can be negative.)"""
     similarity_QN = image_QD @ text_ND.T
     top_k = min(top_k, similarity_QN.shape[1])
     floor_Q1 = np.partition(similarity_QN, -top_k, axis=1)[:, -top_k][:, None]

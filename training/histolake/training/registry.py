@@ -90,7 +90,7 @@ def resolve_model(uri: str, settings: TrackingSettings) -> ResolvedModel:
     if not uri.startswith(("models:/", "runs:/")):
         path = Path(uri.removeprefix("file://"))
         if not (path / "model.json").is_file():
-            raise ModelError(f"{uri} is neither a model folder nor models:/NAME@ALIAS; `histolake models` lists models.")
+            raise ModelError(f"{uri} is neither a model folder nor models:/NAME@ALIAS; `histolake models` lists them.")
         return ResolvedModel(path=path, name=path.name, version="", uri=uri)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -129,7 +129,7 @@ def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
     try:
         name, version = _named(client, uri if uri.startswith("models:/") else f"models:/{uri}")
         found = client.get_model_version(name, version)
-        slides = read_lineage(client, found.run_id)
+        slides = read_lineage(client, str(found.run_id))
     except MlflowException as error:
         raise ModelError(f"There is no model {uri} ({error.message}); `histolake models` lists them.") from error
     head = {
@@ -175,9 +175,7 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
         "run_id": version.run_id,
     }
-    return row | {
-        key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)
-    }
+    return row | {key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)}
 
 
 def _number(text: str | None) -> int | None:
@@ -198,7 +196,9 @@ def _pages(search: Any, **what: Any) -> Any:
             return
 
 
-def model_tags(*, recipe: str, lake_uri: str, lake_version: int, split: Mapping[str, Any], simulated: bool) -> dict[str, str]:
+def model_tags(
+    *, recipe: str, lake_uri: str, lake_version: int, split: Mapping[str, Any], simulated: bool
+) -> dict[str, str]:
     """The tags that tie a run and its model version to what they were learned from."""
     return {
         TAG_RECIPE: recipe,

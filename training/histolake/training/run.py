@@ -77,9 +77,9 @@ def train(
     """Train a recipe on the training side of a split, and register the model under `name` (the tracking settings' if
     none) with the recipe's name and `aliases` as aliases.
 
-    `say` is told what goes on, a line at a time. `storage` (folder or URI) keeps checkpoints, and the same `run_name` there
-    resumes; without it they live in a temporary folder for as long as the run. Raises `UsageError` or `SplitError`, before
-    anything is started, for a request that cannot be.
+    `say` is told what goes on, a line at a time. `storage` (folder or URI) keeps checkpoints, and the same `run_name`
+    there resumes; without it they live in a temporary folder for as long as the run. Raises `UsageError` or
+    `SplitError`, before anything is started, for a request that cannot be.
     """
     began = time.perf_counter()
     sides = choose_sides(snapshot, split, include_low_resolution=include_low_resolution, say=say)
@@ -120,7 +120,9 @@ def choose_sides(
     if not include_low_resolution:
         coarse = sorted(s for s, side in sides.items() if side == "train" and LOW_RESOLUTION in (flags[s] or []))
         if coarse:
-            say(f"kept out of training for low resolution: {', '.join(coarse)} (--include-low-resolution takes them in)")
+            say(
+                f"kept out of training for low resolution: {', '.join(coarse)} (--include-low-resolution takes them in)"
+            )
         sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in coarse}
     return dict(sorted(sides.items()))
 
@@ -157,7 +159,13 @@ class _Job:
     say: Callable[[str], None]
 
     def run(
-        self, plan: TrainPlan, cluster: ClusterSettings, scratch: Path, name: str, aliases: tuple[str, ...], began: float
+        self,
+        plan: TrainPlan,
+        cluster: ClusterSettings,
+        scratch: Path,
+        name: str,
+        aliases: tuple[str, ...],
+        began: float,
     ) -> Trained:
         from histolake.training.tokenizers import make_tokenizer
 
@@ -327,7 +335,10 @@ def _log_steps(client: MlflowClient, run_id: str, rows: list[dict[str, Any]]) ->
 
     now_ms = int(time.time() * 1000)
     metrics = [
-        Metric(key, float(value), now_ms, int(row["step"])) for row in rows for key, value in row.items() if key != "step"
+        Metric(key, float(value), now_ms, int(row["step"]))
+        for row in rows
+        for key, value in row.items()
+        if key != "step"
     ]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
 from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 
-class HistolakeModel(mlflow.pyfunc.PythonModel):
+class HistolakeModel(PythonModel):
     """Columns `image` (base64 of JPEG or PNG) and `sentence` (gene symbols); exactly one is filled in each row."""
 
     def load_context(self, context: Any) -> None:

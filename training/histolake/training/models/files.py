@@ -1,6 +1,7 @@
 """A model as a folder: `model.json` (its card) and `weights.safetensors`, with `reference/` beside them.
 
-The folder is a promise: name and version of the format are in the card, and a card of another version is refused by name.
+The folder is a promise: name and version of the format are in the card, and a card of another version is refused by
+name.
 """
 
 from __future__ import annotations
@@ -88,4 +89,6 @@ def load_model(folder: str | Path, device: str = "cpu") -> Model:
         encoder.load_state_dict(load_file(weights))
     except RuntimeError as error:
         raise ModelError(f"The weights in {folder} are of another architecture than its card says: {error}") from error
-    return Model(encoder=encoder, tokenizer=make_tokenizer(card["tokenizer"], card["context"]), card=card, device=device)
+    return Model(
+        encoder=encoder, tokenizer=make_tokenizer(card["tokenizer"], card["context"]), card=card, device=device
+    )
