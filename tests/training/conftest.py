@@ -99,7 +99,7 @@ def micro() -> Recipe:
         summary="for tests",
         model={
             "architecture": "coca",
-            "embed_dim": 16,
+            "embed_dim": 32,
             "image_px": 28,
             "patch_px": 14,
             "image_width": 32,

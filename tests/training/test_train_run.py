@@ -97,7 +97,7 @@ def check_run(tracking: TrackingSettings, run_id: str) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run_id, "loss")] == list(range(12))
-    assert run.data.params["lr"] == "0.003" and run.data.params["model.embed_dim"] == "16"
+    assert run.data.params["lr"] == "0.003" and run.data.params["model.embed_dim"] == "32"
     assert json.loads(run.data.tags["histolake.split"]) == SPLIT.to_dict()
     assert run.data.metrics["genes_surviving_tokenizer"] == pytest.approx(8.0)
 
