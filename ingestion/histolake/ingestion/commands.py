@@ -60,7 +60,9 @@ def ingest(
         list[str], typer.Argument(metavar="SOURCE...", help="Folders of sections, or a cohort.json; on disk or s3://.")
     ],
     lake: Annotated[str | None, typer.Option("--lake", help="The lake's URI; made if it is not there.")] = None,
-    cohort: Annotated[str | None, typer.Option("--cohort", help="Name of the cohort that the sections belong to.")] = None,
+    cohort: Annotated[
+        str | None, typer.Option("--cohort", help="Name of the cohort that the sections belong to.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Read and judge, write nothing.")] = False,
     metadata: Annotated[
         str | None,
@@ -143,7 +145,11 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._bars = Progress(
-            TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self._tasks: dict[str, Any] = {}
 

@@ -126,7 +126,11 @@ def _below(root: Location, cohort: str, named: str | None) -> Iterator[Candidate
     refused: list[str] = []
     for uri, listing in listings.items():
         related = any(uri.startswith(f"{t}/") or t.startswith(f"{uri}/") or t == uri for t in taken)
-        if not related and not any(uri.startswith(f"{above}/") for above in refused) and (listing.files or uri != root.uri):
+        if (
+            not related
+            and not any(uri.startswith(f"{above}/") for above in refused)
+            and (listing.files or uri != root.uri)
+        ):
             # A folder that holds nothing but folders is judged by them.
             if not listing.files and any(other.startswith(f"{uri}/") for other in listings):
                 continue

@@ -167,7 +167,9 @@ class _Run:
     def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
         """Write the fragments, and stage each section when its last one is in."""
         works = [
-            Work(candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept))
+            Work(
+                candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept)
+            )
             for c, x in looks
             for start in range(0, x.n_kept, RUN_SPOTS)
         ]
