@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from histolake.ingestion.outcome import Outcome
-    from histolake.ingestion.pipeline import Progress
+    from histolake.ingestion.workforce import Progress
 
 __all__ = ["ingest", "sample"]
 
@@ -75,8 +75,8 @@ def ingest(
 ) -> None:
     """Read sections, check them, cut their patches, and publish them in a lake.
 
-    The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is recorded
-    with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
+    The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is
+    recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
 
     Example: histolake ingest sections/ --lake /data/lake --cohort breast --set quality.min_genes=300
     """

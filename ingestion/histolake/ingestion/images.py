@@ -1,8 +1,8 @@
 """Slide images: regions of plain JPEG, PNG and TIFF files through libvips.
 
 A plain JPEG or PNG has no random access: the first region decodes the whole image once, into memory up to
-`MEMORY_MB` and beyond that into a temporary file on disk, so that memory stays bounded whatever the slide's size. A damaged
-or truncated file is an error, never a grey area. Whole-slide formats with pyramids want a backend of their own.
+`MEMORY_MB` and beyond that into a temporary file on disk, so that memory stays bounded whatever the slide's size. A
+damaged or truncated file is an error, never a grey area. Whole-slide formats with pyramids want a backend of their own.
 """
 
 from __future__ import annotations

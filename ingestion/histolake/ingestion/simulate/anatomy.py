@@ -1,7 +1,8 @@
 """The shape of a simulated section: where its tissue lies, which domain is where, and how it is warped.
 
-A patient's anatomy is a set of smooth fields in the patient's own coordinates (micrometres). A section looks at them through
-its warp, so that two sections of a patient show the same structures a little displaced, and by exactly how much is known.
+A patient's anatomy is a set of smooth fields in the patient's own coordinates (micrometres). A section looks at them
+through its warp, so that two sections of a patient show the same structures a little displaced, and by exactly how
+much is known.
 
 Axes: D domains, Y and X a grid of `GRID_UM`, N points, 2 = (x, y).
 """

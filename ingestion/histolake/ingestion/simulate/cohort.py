@@ -2,8 +2,8 @@
 
     SIM-A-1/counts.tsv.gz  spots.tsv  image.jpg     as a laboratory would hand them over
     SIM-A-1/section.json                            what is known of the section, with "simulated": true
-    SIM-A-1/truth.parquet                           a row a spot: domain, shares of domains and cell types, place in the patient
-    SIM-A-1/truth.json                              the warp from the section to the patient, and the seed
+    SIM-A-1/truth.parquet                           a row a spot: domain, shares of domains and cell types, place in
+    the patient SIM-A-1/truth.json                              the warp from the section to the patient, and the seed
 
 A section that is there with the same seed and generator is left as it is.
 """

@@ -1,8 +1,8 @@
 """H&E-like texture for a simulated section, band by band.
 
 Two dyes are laid down per pixel, haematoxylin (nuclei) and eosin (everything else), and become colour by Beer-Lambert
-with the patient's stain vectors. What differs between domains is what a pathologist sees: how many nuclei, how large, how
-dark, round or drawn out along fibres; glands around a lumen; fat cells as rings; dust in necrosis.
+with the patient's stain vectors. What differs between domains is what a pathologist sees: how many nuclei, how large,
+how dark, round or drawn out along fibres; glands around a lumen; fat cells as rings; dust in necrosis.
 
 Axes: H rows and W columns of pixels, C colours, D domains, M nuclei.
 """
@@ -201,11 +201,11 @@ def _paint(rng: np.random.Generator, scene: _Scene, stain: Stain, rows: slice, w
     rough = gaussian_filter(grain, 1.1) * 3.2
     cloud = fine(scene.cloud_YX)
     wave = np.sin(fine(scene.stream_YX) * (2 * np.pi / FIBRE_UM) + 1.2 * cloud)
-    eosin = sum(np.float32(EOSIN[name]) * share for name, share in zip(DOMAINS, shares, strict=True))
+    eosin = _mixed(EOSIN, shares)
     eosin = eosin * (1 + 0.10 * rough + 0.06 * cloud)
     eosin += shares[2] * (0.20 * wave + 0.08 * rough)
     eosin += shares[5] * 0.12 * rough
-    dye = sum(np.float32(HAZE[name]) * share for name, share in zip(DOMAINS, shares, strict=True))
+    dye = _mixed(HAZE, shares)
     _add_structures(scene, shares, eosin, dye, rows)
     tissue = np.clip((fine(scene.tissue_YX) + 9 * cloud) / 7.0, 0, 1)
     # Clefts open between the fibres.
@@ -217,6 +217,14 @@ def _paint(rng: np.random.Generator, scene: _Scene, stain: Stain, rows: slice, w
     depth_HWC += np.maximum(eosin, 0)[..., None] * stain.eosin_C.astype(np.float32)
     colour = stain.light_C.astype(np.float32) * np.exp(-depth_HWC) + grain[..., None] * 1.5
     return np.clip(colour, 0, 255).astype(np.uint8)
+
+
+def _mixed(table: dict[str, float], shares: list[np.ndarray]) -> np.ndarray:
+    """What a dye amounts to where domains pass into each other."""
+    total = np.zeros_like(shares[0])
+    for name, share in zip(DOMAINS, shares, strict=True):
+        total += np.float32(table[name]) * share
+    return total
 
 
 def _upsampled(field_YX: np.ndarray, rows: slice, width: int, um_per_px: float) -> np.ndarray:
