@@ -68,17 +68,17 @@ def change_cell(file: Path, line: int, column: int, value: str) -> None:
     change_lines(file, change)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_section() -> Callable[..., Path]:
     return write_section
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rewrite() -> Callable[..., None]:
     return change_lines
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def set_cell() -> Callable[..., None]:
     return change_cell
 
