@@ -70,8 +70,8 @@ def figures(side: str, *, lift: float, same_patient: bool, seed: int) -> Figures
         side=side, slide_ids=("cohort/C5",) if side == "validation" else ("cohort/A1",), same_patient=same_patient,
         n_pairs=183 if side == "validation" else 341, recall_at_5pct=0.07 + lift, recall_at_10pct=0.14 + lift,
         pcc_mean=float(pcc_G.mean()), pcc_mean_predictor=0.0, pcc_ridge=float(ridge_G.mean()), chance_at_5pct=0.05,
-        chance_at_10pct=0.1, cca_at_5pct=0.09 + lift, cca_at_10pct=0.18 + lift, genes=tuple(f"G{i}" for i in range(200)),
-        pcc_G=pcc_G, pcc_ridge_G=ridge_G, pcc_mean_predictor_G=np.zeros(200),
+        chance_at_10pct=0.1, cca_at_5pct=0.09 + lift, cca_at_10pct=0.18 + lift,
+        genes=tuple(f"G{i}" for i in range(200)), pcc_G=pcc_G, pcc_ridge_G=ridge_G, pcc_mean_predictor_G=np.zeros(200),
     )  # fmt: skip
 
 
@@ -80,8 +80,8 @@ def recipe(name: str, version: str, *, served: bool, seed: int) -> Recipe:
     steps = np.arange(1, 181)
     loss = 3.2 * np.exp(-steps / 60) + 1.1 + 0.15 * draw.standard_normal(180)
     return Recipe(
-        name=name, about="CLIP on a pretrained EfficientNet-Lite0" if served else "CoCa from scratch", model_name="omiclip",
-        model_version=version, model_uri=f"models:/omiclip/{version}", served=served, lake_version=5, train_steps=180,
+        name=name, about="CLIP on a pretrained EfficientNet-Lite0" if served else "CoCa from scratch",
+        model_name="omiclip", model_version=version, model_uri=f"models:/omiclip/{version}", served=served, lake_version=5, train_steps=180,
         loss=tuple((int(s), float(v)) for s, v in zip(steps, loss, strict=True)), loss_first=float(loss[:18].mean()),
         loss_last=float(loss[-18:].mean()), genes_surviving_tokenizer=21.4,
         figures={
@@ -120,8 +120,8 @@ def class_map(slide_id: str, name: str, markers: tuple[str, ...], seed: int) -> 
 def query(seed: int) -> Query:
     draw = np.random.default_rng(seed)
     hits = tuple(
-        Hit(slide_id="cohort/C3", barcode=f"{seed}x{i}", score=0.8 - 0.05 * i, picture=picture(100 * seed + i, 145, 145),
-            sentence=" ".join(draw.permutation(GENES)[:6]))
+        Hit(slide_id="cohort/C3", barcode=f"{seed}x{i}", score=0.8 - 0.05 * i,
+            picture=picture(100 * seed + i, 145, 145), sentence=" ".join(draw.permutation(GENES)[:6]))
         for i in range(5)
     )  # fmt: skip
     return Query(
@@ -146,11 +146,12 @@ def make(*, simulated: bool = False) -> Evidence:
         for i, cls in enumerate(("tumour epithelium", "plasma and B cells", "stroma", "adipose"))
     ]
     return Evidence(
-        simulated=simulated, source="Five legacy Spatial Transcriptomics sections were named.", lake_version=5, software="0.1.0",
-        shards=4, sections=tuple(sections),
+        simulated=simulated, source="Five legacy Spatial Transcriptomics sections were named.", lake_version=5,
+        software="0.1.0", shards=4, sections=tuple(sections),
         recipes=(recipe("coca-tiny", "1", served=False, seed=1), recipe("clip-lite0", "2", served=True, seed=2)),
-        chosen_because="clip-lite0 is served: its Recall@10% on the validation side is the higher one (30% against 24%).",
+        chosen_because="clip-lite0 is served: its Recall@10% on validation is the higher one (30% against 24%).",
         maps=tuple(maps), queries=tuple(query(i) for i in range(4)), classes=tuple(classes), served_requests=37,
-        domain_agreement={"cohort/A1": 0.61} if simulated else {}, seconds={"sample": 1.2, "ingest": 30.5, "train": 301.0},
+        domain_agreement={"cohort/A1": 0.61} if simulated else {},
+        seconds={"sample": 1.2, "ingest": 30.5, "train": 301.0},
         commands=("histolake sample --to demo-output/sample", "histolake ingest demo-output/sample --cohort her2st"),
     )  # fmt: skip

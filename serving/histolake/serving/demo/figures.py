@@ -31,7 +31,7 @@ HAEMATOXYLIN, EOSIN, GREY, OCHRE = "#4a3a8c", "#d1477a", "#b3aebb", "#c98a1b"
 # Pale to dark over both dyes, each step darker than the one before: readable in print and for colour-blind eyes.
 DYES = ["#f6eef2", "#efc3d5", "#df86ae", "#b4509b", "#74348a", "#371f63"]
 
-STYLE = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
@@ -58,7 +58,7 @@ STYLE = {
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Any, np.ndarray]:
-    """A figure in our style, inches, with its axes as a (rows, columns) array. Draws on no screen and keeps no state."""
+    """A figure in our style, inches, and its axes as a (rows, columns) array. Needs no screen and keeps no state."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -183,7 +183,7 @@ def _pairs_of_maps(
     spread = np.ptp(first, axis=0)
     ratio = float(np.clip(spread[1] / max(spread[0], 1.0), 0.6, 1.5))
     side = 2.2  # inches a column; a colour bar takes a sixth of it
-    figure, axes_RC = _figure(side * len(panels) + 0.25, side * 0.84 * ratio * 2 + 0.45, 2, len(panels))
+    figure, axes_RC = _figure(side * len(panels) + 0.25, side * 0.84 * ratio * 2 + 0.6, 2, len(panels))
     with rc_context(STYLE):
         for column, (title, panel, upper_S, lower_S) in enumerate(panels):
             for row, value_S in enumerate((upper_S, lower_S)):
@@ -218,14 +218,15 @@ def _drawn(panel: GeneMap | ClassMap) -> float:
 
 def gene_figure(maps: Sequence[GeneMap]) -> str:
     """Genes of one section: measured above, predicted below, each on its own scale."""
-    panels = [(f"{m.gene}   r = {m.pcc:.2f}", m, m.measured_S, m.predicted_S) for m in maps]
+    panels = [(f"{m.gene}\nr = {m.pcc:.2f}", m, m.measured_S, m.predicted_S) for m in maps]
     return _pairs_of_maps(panels, ("measured", "predicted"))
 
 
 def class_figure(classes: Sequence[ClassMap]) -> str:
     """Marker sentences over one section: the markers as measured above, the served score below."""
     panels = [
-        (f"{c.name}   r = {c.pcc:.2f}" if c.pcc is not None else c.name, c, c.measured_S, c.score_S) for c in classes
+        (f"{c.name}\nr = {c.pcc:.2f}" if c.pcc is not None else f"{c.name}\n", c, c.measured_S, c.score_S)
+        for c in classes
     ]
     return _pairs_of_maps(panels, ("markers measured", "score from the image"))
 

@@ -1,8 +1,8 @@
 """The report's reading in words, made from the figures: what was learned, what was not, and how sure that is.
 
-A recall is a share of n patches, so its standard error is about sqrt(p (1 - p) / n). Spots of one section are neighbours
-and not independent, which makes the true error larger; two standard errors is therefore the least that counts as a
-difference, and a section is still one section.
+A recall is a share of n patches, so its standard error is about sqrt(p (1 - p) / n). Spots of one section are
+neighbours and not independent, which makes the true error larger; two standard errors is therefore the least that counts
+as a difference, and a section is still one section.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def read_figures(evidence: Evidence) -> list[str]:
     words = []
     if evidence.simulated:
         words.append(
-            "The sections are simulated: their domains, mixtures and texture were drawn by a program. The figures show that "
-            "the road works from end to end; they say nothing about tissue."
+            "The sections are simulated: their domains, mixtures and texture were drawn by a program. The figures show "
+            "that the road works from end to end; they say nothing about tissue."
         )
     words += [*_retrieval(test, _where(evidence, test)), *_prediction(test, _where(evidence, test))]
     if not words or (test is None and validation is None):
@@ -100,7 +100,8 @@ def _fall(recipe: Recipe) -> str:
     if recipe.loss_first is None or recipe.loss_last is None:
         return ""
     change = "fell" if recipe.loss_last < recipe.loss_first else "did not fall"
-    return f"The loss of {recipe.name} {change}: {recipe.loss_first:.2f} to {recipe.loss_last:.2f} in {recipe.train_steps} steps."
+    fall = f"{recipe.loss_first:.2f} to {recipe.loss_last:.2f} in {recipe.train_steps} steps"
+    return f"The loss of {recipe.name} {change}: {fall}."
 
 
 def _size(evidence: Evidence) -> str:
@@ -108,8 +109,8 @@ def _size(evidence: Evidence) -> str:
     sections = sum(1 for section in evidence.published if section.side == "train")
     patients = len({section.patient for section in evidence.published if section.side == "train"})
     return (
-        f"All of it was learned from {pairs:,} pairs of {_count(sections, 'section')} of {_count(patients, 'patient')}. That is "
-        "enough to see every part work, and far too little to trust a prediction."
+        f"All of it was learned from {pairs:,} pairs of {_count(sections, 'section')} of {_count(patients, 'patient')}. "
+        "That is enough to see every part work, and far too little to trust a prediction."
     )
 
 

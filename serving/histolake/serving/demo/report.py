@@ -1,4 +1,4 @@
-"""`report.html`: one page that needs nothing but itself. Pictures are inside it, and it asks no other machine for anything.
+"""`report.html`: one page that needs nothing but itself. Pictures are inside it; it asks no machine for anything.
 
 Words and layout are in `report.html.j2`; here the evidence becomes what that template names.
 """
