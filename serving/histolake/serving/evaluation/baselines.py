@@ -30,9 +30,9 @@ __all__ = ["FEATURE_SETS", "Baselines", "Ridge", "features_of", "fit_baselines"]
 
 FEATURE_SETS = {"spot": ("spot_image",), "niche": ("niche_image",), "spot+niche": ("spot_image", "niche_image")}
 ALPHAS = tuple(10.0**power for power in range(0, 7))
-IMAGE_COMPONENTS = (16, 32, 64, 128)
-EXPRESSION_COMPONENTS = (8, 16, 32, 64)
-SHRINKAGE = (0.01, 0.1, 1.0)
+IMAGE_COMPONENTS = (32, 128)
+EXPRESSION_COMPONENTS = (16, 64, 256)
+SHRINKAGE = (0.03, 0.3, 1.0, 3.0)
 # Genes that the expression components are made of.
 CCA_GENES = 2000
 
@@ -136,7 +136,7 @@ def _choose_ridge(
 def _choose_cca(
     fit: Sequence[Section], check: Sequence[Section], genes: np.ndarray, make: FeatureMaker
 ) -> dict[str, Any]:
-    middle = {"image_components": 32, "expression_components": 16, "shrinkage": 0.1}
+    middle = {"image_components": 32, "expression_components": 64, "shrinkage": 1.0}
     best: tuple[float, dict[str, Any]] = (np.inf, {"features": "spot", **middle})
     if not check:
         return best[1]

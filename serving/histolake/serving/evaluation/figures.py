@@ -23,10 +23,9 @@ def gene_correlations(predicted_NG: np.ndarray, measured_NG: np.ndarray) -> tupl
 
     Correlations are NaN where the measured values are constant, 0 where only the prediction is.
     """
-    flat_G = np.ptp(measured_NG, axis=0) == 0
-    pcc_G = pearson_per_gene(predicted_NG, measured_NG)
-    constant_G = np.isnan(pcc_G) & ~flat_G
-    return np.where(constant_G, 0.0, pcc_G), constant_G
+    flat_G, constant_G = _constant(measured_NG), _constant(predicted_NG)
+    pcc_G = np.where(constant_G, 0.0, pearson_per_gene(predicted_NG, measured_NG))
+    return np.where(flat_G, np.nan, pcc_G), constant_G & ~flat_G
 
 
 def prediction_figures(predicted_NG: np.ndarray, measured_NG: np.ndarray) -> dict[str, float | int | None]:
@@ -44,6 +43,11 @@ def prediction_figures(predicted_NG: np.ndarray, measured_NG: np.ndarray) -> dic
         "genes_constant_predicted": int(constant_G.sum()),
         "genes_constant_measured": int(np.isnan(pcc_G).sum()),
     }
+
+
+def _constant(values_NG: np.ndarray) -> np.ndarray:
+    """Which columns vary by no more than rounding in float32 does."""
+    return np.ptp(values_NG, axis=0) <= 1e-6 * np.abs(values_NG).max(axis=0)
 
 
 def _mean(values: np.ndarray) -> float | None:
