@@ -1,10 +1,24 @@
-"""Gene sentences: symbols by falling expression."""
+"""Gene sentences: symbols by falling expression (OmiCLIP's text).
+
+Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal genes are
+left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
+
+Axes: N spots, G genes.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["SentenceSettings"]
+import numpy as np
+
+__all__ = ["SentenceSettings", "sentences"]
+
+ROWS = 1 << 14  # spots sorted at once
+SYMBOL_BITS = 18  # genes a matrix may have, as a power of two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,3 +26,47 @@ class SentenceSettings:
     """What a gene sentence holds."""
 
     length: int = 50  # symbols a sentence (OmiCLIP)
+    exclude: str = r"MT-.+|RPL\d+[AXL]?\d*|RPS\d+[AXYL]?\d*|RPLP[012]|RPSA"  # symbols left out; "" keeps all
+
+
+def sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
+    """One sentence a row of a sparse (N, G) matrix of counts or of sums of counts.
+
+    Symbols by falling value, equal values by symbol, single spaces between; no gene without a count, at most
+    `settings.length` genes; "" for a row that has none.
+    """
+    words = np.asarray(symbols, dtype=object)
+    if len(words) >= 1 << SYMBOL_BITS:
+        raise ValueError(f"{len(words)} genes; a sentence can rank at most {(1 << SYMBOL_BITS) - 1}.")
+    order_G = sorted(range(len(words)), key=lambda g: words[g])
+    rank_G = np.empty(len(words), dtype=np.uint64)
+    rank_G[order_G] = np.arange(len(words), dtype=np.uint64)
+    told_G = np.ones(len(words), dtype=bool)
+    if settings.exclude:
+        pattern = re.compile(settings.exclude, re.IGNORECASE)
+        told_G = np.fromiter((pattern.fullmatch(word) is None for word in words), dtype=bool, count=len(words))
+    by_rank = words[order_G]
+    out: list[str] = []
+    for start in range(0, counts_NG.shape[0], ROWS):
+        block = counts_NG[start : start + ROWS]
+        out += [" ".join(by_rank[top]) for top in _top_ranks(block, rank_G, told_G, settings.length)]
+    return out
+
+
+def _top_ranks(counts_NG: Any, rank_G: np.ndarray, told_G: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    """For each row, the symbol ranks of its highest genes, best first.
+
+    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits of a
+    positive float32 order as the float does; flipped, they order from high to low.
+    """
+    n = counts_NG.shape[0]
+    row = np.repeat(np.arange(n, dtype=np.uint64), np.diff(counts_NG.indptr))
+    use = (counts_NG.data > 0) & told_G[counts_NG.indices]
+    row, gene = row[use], counts_NG.indices[use]
+    falling = (~counts_NG.data[use].astype(np.float32).view(np.uint32)).astype(np.uint64)
+    key = (row << np.uint64(32 + SYMBOL_BITS)) | (falling << np.uint64(SYMBOL_BITS)) | rank_G[gene]
+    key.sort()
+    starts = np.searchsorted(key, np.arange(n + 1, dtype=np.uint64) << np.uint64(32 + SYMBOL_BITS))
+    ranks = (key & np.uint64((1 << SYMBOL_BITS) - 1)).astype(np.int64)
+    for i in range(n):
+        yield ranks[starts[i] : min(starts[i + 1], starts[i] + length)]

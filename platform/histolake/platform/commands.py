@@ -1,16 +1,63 @@
-"""Commands of the platform: `histolake settings`, `histolake lake ...`, `histolake export`."""
+"""Commands of the platform: `histolake settings`, `histolake export` and the group `histolake lake`."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["settings"]
+if TYPE_CHECKING:
+    from histolake.platform.lake import Lake
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout, nothing else.")]
+__all__ = ["export", "lake", "settings"]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout, nothing else there.")]
+LakeOption = Annotated[
+    str | None, typer.Option("--lake", help="URI of the lake: /path, file:// or s3://.", envvar="HISTOLAKE_LAKE")
+]
+VersionOption = Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")]
+
+lake = typer.Typer(
+    name="lake",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Look into a lake, audit it, and remove what has to go.",
+)
+
+
+def open_lake(uri: str | None, *, create: bool = False) -> Lake:
+    """The lake that `--lake`, HISTOLAKE_LAKE or the settings file names; raises `UsageError` where none does."""
+    from histolake.platform.errors import UsageError
+    from histolake.platform.lake import Lake
+    from histolake.platform.settings import load_settings
+
+    named = load_settings({"lake": uri}).lake
+    if not named:
+        raise UsageError("No lake is named; give --lake URI or set HISTOLAKE_LAKE.")
+    return Lake.open(named, create=create)
+
+
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+    """Print rows as one JSON array, or as a table of some columns."""
+    if as_json:
+        typer.echo(json.dumps(list(rows), indent=1, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        Console(stderr=True).print(empty)
+        return
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
+    # A pipe has no width: rows stay on one line each there.
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
 
 
 def settings(as_json: JsonFlag = False) -> None:
@@ -18,18 +65,208 @@ def settings(as_json: JsonFlag = False) -> None:
 
     Set one with a variable (`HISTOLAKE_QUALITY__MIN_GENES=300`) or in histolake.toml (`[quality]`, `min_genes = 300`).
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from histolake.platform.settings import load_settings
 
     loaded = load_settings()
-    rows = loaded.describe()
+    rows = [asdict(row) for row in loaded.describe()]
+    show(rows, ["name", "value", "source", "env"], as_json=as_json, empty="")
+    typer.echo(f"file: {loaded.file or 'none (./histolake.toml would be read)'}", err=True)
+
+
+@lake.command("slides")
+def slides(
+    lake_uri: LakeOption = None,
+    version: VersionOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Every row of every version, refused and retired too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the published slides of a lake version: what each is, where it came from, how many pairs it has.
+
+    Example: `histolake lake slides --lake /data/lake --json`
+    """
+    opened = open_lake(lake_uri)
+    table = opened.catalog.slides() if every else opened.at(version).slides()
+    rows = [_flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
+    columns = ["slide_id", "status", "n_pairs", "n_rejections", "patient", "technology", "um_per_px", "flags"]
+    columns = [*columns, "published_in", "retired_in"] if every else [*columns, "published_in"]
+    show(rows, columns, as_json=as_json, empty=f"No slides in {opened.uri}.")
+
+
+@lake.command("rejections")
+def rejections(lake_uri: LakeOption = None, version: VersionOption = None, as_json: JsonFlag = False) -> None:
+    """List the slides and spots that were refused: by which rule, with which figure, against which limit.
+
+    Example: `histolake lake rejections --lake /data/lake`
+    """
+    opened = open_lake(lake_uri)
+    rows = opened.at(version).rejections().to_pylist()
+    columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
+    show(rows, columns, as_json=as_json, empty="Nothing was refused.")
+
+
+@lake.command("show")
+def show_slide(
+    slide_id: Annotated[str, typer.Argument(help="The slide, as `histolake lake slides` lists it.")],
+    lake_uri: LakeOption = None,
+    version: VersionOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show all that is known of one slide.
+
+    Example: `histolake lake show her2st/C2 --lake /data/lake`
+    """
+    from histolake.platform.errors import SlideNotFoundError
+
+    snapshot = open_lake(lake_uri).at(version)
+    rows = [_flat(r) for r in snapshot.slides(include_refused=True).to_pylist() if r["slide_id"] == slide_id]
+    if not rows:
+        raise SlideNotFoundError(f"Version {snapshot.version} has no slide {slide_id}; see `histolake lake slides`.")
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        typer.echo(json.dumps(rows, indent=1, default=str))
         return
-    table = Table("setting", "value", "from", "variable", box=None)
     for row in rows:
-        table.add_row(row.name, row.value, row.source, row.env)
-    Console().print(table)
-    Console(stderr=True).print(f"file: {loaded.file or 'none (histolake.toml here would be read)'}")
+        show([{"": name, "value": value} for name, value in row.items()], ["", "value"], as_json=False, empty="")
+
+
+@lake.command("history")
+def history(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
+    """List the lake's versions and what each published, retired or refused.
+
+    Example: `histolake lake history --lake /data/lake`
+    """
+    opened = open_lake(lake_uri)
+    changes: dict[int, dict[str, Any]] = {}
+    for row in opened.catalog.slides(
+        ["slide_id", "published_in", "retired_in", "status", "when", "n_pairs"]
+    ).to_pylist():
+        for version, change in ((row["published_in"], row["status"]), (row["retired_in"], "retired")):
+            if version is not None:
+                empty = {"version": version, "when": None, "published": 0, "refused": 0, "retired": 0, "pairs": 0}
+                entry = changes.setdefault(version, empty)
+                entry[change] += 1
+                if change != "retired":
+                    entry["when"] = row["when"]
+                    entry["pairs"] += row["n_pairs"] or 0
+    rows = [changes[version] for version in sorted(changes)]
+    show(
+        rows, ["version", "when", "published", "refused", "retired", "pairs"], as_json=as_json, empty="No versions yet."
+    )
+
+
+@lake.command("check")
+def check(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
+    """Audit the lake: does it hold what its catalogue says? Ends with 1 if something is missing.
+
+    Example: `histolake lake check --lake /data/lake`
+    """
+    from histolake.platform.lake.check import check as audit
+
+    findings = audit(open_lake(lake_uri))
+    rows = [asdict(finding) for finding in findings]
+    show(rows, ["severity", "slide_id", "ingest_id", "finding"], as_json=as_json, empty="All is as the catalogue says.")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@lake.command("vacuum")
+def vacuum(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
+    """Remove what no version of the lake names: rows and files of ingests that died. Safe beside a running ingest.
+
+    Example: `histolake lake vacuum --lake /data/lake`
+    """
+    from histolake.platform.lake.vacuum import vacuum as clean
+
+    row = asdict(clean(open_lake(lake_uri)))
+    show([row], list(row), as_json=as_json, empty="")
+
+
+@lake.command("forget")
+def forget(
+    lake_uri: LakeOption = None,
+    slide: Annotated[str | None, typer.Option("--slide", help="A slide_id, such as her2st/C2.")] = None,
+    patient: Annotated[str | None, typer.Option("--patient", help="STUDY/PATIENT.")] = None,
+    receipt: Annotated[
+        str | None, typer.Option("--receipt", help="Where to write the receipt; outside the lake. Default: here.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove a slide or a patient from every table, file and version of the lake, for good, and write a receipt.
+
+    Registered models that saw them are named in the receipt; they are not changed.
+
+    Example: `histolake lake forget --patient study/P7 --lake /data/lake`
+    """
+    from datetime import UTC, datetime
+
+    from histolake.platform.errors import UsageError
+    from histolake.platform.lake.forget import forget as remove
+    from histolake.platform.lake.forget import ingests_of
+    from histolake.platform.settings import load_settings
+    from histolake.platform.storage import Location
+    from histolake.platform.tracking import models_that_saw
+
+    if (slide is None) == (patient is None):
+        raise UsageError("Name what to forget: either --slide SLIDE or --patient STUDY/PATIENT.")
+    if patient is not None and "/" not in patient:
+        raise UsageError(f"--patient is {patient!r}; write STUDY/PATIENT: several studies may have that name.")
+    study, _, name = (patient or "").rpartition("/")
+    opened = open_lake(lake_uri)
+    place = Location.parse(receipt or f"forgotten-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json")
+    if place.uri.startswith(opened.uri.rstrip("/") + "/"):
+        raise UsageError(f"The receipt {place} would lie in the lake and keep the names in it; write it elsewhere.")
+    chosen: dict[str, Any] = {"slide_id": slide} if slide else {"patient": (study, name)}
+    found = sorted(set(ingests_of(opened, **chosen)["slide_id"].to_pylist()))
+    typer.echo(f"To be removed for good from {opened.uri}, in every version: {', '.join(found)}.", err=True)
+    if not yes:
+        typer.confirm("Remove?", abort=True, err=True)
+    models = models_that_saw(load_settings().section("tracking"), opened.uri, found)
+    written = remove(opened, **chosen, models=models)
+    written.write(place)
+    typer.echo(f"Receipt: {place}", err=True)
+    row = {key: value for key, value in asdict(written).items() if not isinstance(value, list)}
+    row |= {"slides": len(written.slides), "exports": len(written.exports), "models": len(written.models)}
+    show([row], ["asked", "slides", "pairs", "rejections", "exports", "models"], as_json=as_json, empty="")
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="The export's name; its shards are NAME-000000.tar and so on.")],
+    lake_uri: LakeOption = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Folder or s3:// prefix for it; default LAKE/exports/NAME.")
+    ] = None,
+    version: VersionOption = None,
+    image: Annotated[str, typer.Option("--image", help="spot or niche: which patch and sentence.")] = "spot",
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", help="Only this slide; may be repeated. Default: all.")
+    ] = None,
+    rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Pairs in a shard.")] = 1000,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write WebDataset shards of a lake version: a .jpg, a .txt and a .json a pair, and a manifest.
+
+    open_clip and other loaders read them as they are. The same export made again is kept.
+
+    Example: `histolake export pretrain --lake /data/lake --to /data/shards/pretrain`
+    """
+    from histolake.platform.export import ExportSpec
+    from histolake.platform.export import export as write
+    from histolake.platform.storage import Location
+
+    opened = open_lake(lake_uri)
+    place = Location.parse(to) if to else opened.root.join("exports", name)
+    spec = ExportSpec(name=name, image=image, slide_ids=tuple(slide) if slide else None, rows_per_shard=rows_per_shard)
+    manifest = write(opened.at(version), spec, place)
+    rows = [{**shard, "uri": place.join(shard["name"]).uri} for shard in manifest.shards]
+    show(rows, ["name", "rows", "bytes", "sha256"], as_json=as_json, empty="There was no pair to export.")
+    done = "was there already" if manifest.reused else "written"
+    typer.echo(
+        f"{manifest.pairs} pairs of lake version {manifest.lake_version} in {len(manifest.shards)} shards at {place}: "
+        f"{done}; {manifest.left_out} pairs without a picture or a sentence left out.",
+        err=True,
+    )
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without nested values: lists become text."""
+    return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}

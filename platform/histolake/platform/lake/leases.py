@@ -27,6 +27,7 @@ __all__ = ["TTL_S", "Lease", "LeaseKeeper", "read_leases"]
 
 TTL_S = 120.0
 RENEW_S = TTL_S / 6
+SILENT_S = 10 * TTL_S
 
 
 @cache
@@ -73,6 +74,11 @@ class Lease:
         if self.machine == _machine() and self.process_started:
             return _process_started(self.pid) == self.process_started
         return time.time() - self.renewed_s < TTL_S
+
+    def is_certainly_dead(self) -> bool:
+        """Whether nothing can come of it any more: its process is gone, or it was silent far longer than any pause."""
+        here = self.machine == _machine() and bool(self.process_started)
+        return not self.is_live() and (here or time.time() - self.renewed_s > SILENT_S)
 
     def location(self, root: Location) -> Location:
         """Where the lease lies."""

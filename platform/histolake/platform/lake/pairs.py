@@ -7,13 +7,12 @@ catalogue makes them part of the lake. Whole fragments are dropped, never rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from histolake.platform.errors import ConflictError, IntegrityError
 from histolake.platform.schemas import PAIRS
@@ -152,27 +151,35 @@ class PairsTable:
             found.append({"id": int(part.fragment_id), "rows": fragment.rows})
         return found
 
-    def ingests(self) -> dict[str, list[int]]:
-        """ingest_id -> ids of its fragments, by reading the first row of each fragment."""
+    def fragment_ids(self) -> set[int]:
+        """The ids of all committed fragments."""
+        return {int(part.fragment_id) for part in self.open().get_fragments()}
+
+    def owners(self, fragment_ids: Sequence[int]) -> dict[str, list[int]]:
+        """ingest_id -> ids of its fragments among those given, told by their first rows; those gone are left out."""
+        dataset = self.open()
         owners: dict[str, list[int]] = {}
-        for part in self.open().get_fragments():
-            first = part.to_table(columns=["ingest_id"], limit=1)
-            if first.num_rows:
-                owners.setdefault(first["ingest_id"][0].as_py(), []).append(part.fragment_id)
+        for fragment_id in fragment_ids:
+            part = dataset.get_fragment(fragment_id)
+            if part is not None:
+                first = part.to_table(columns=["ingest_id"], limit=1)
+                owners.setdefault(first["ingest_id"][0].as_py(), []).append(fragment_id)
         return owners
 
     def drop(self, fragments: dict[str, list[int]]) -> None:
         """Drop whole fragments, given by ingest_id. The predicate kept in Lance's log names random ingest_ids only."""
         import lance
 
-        ids = sorted({fragment for owned in fragments.values() for fragment in owned})
+        dataset = self.open()
+        present = {part.fragment_id for part in dataset.get_fragments()}
+        ids = sorted({fragment for owned in fragments.values() for fragment in owned} & present)
         if not ids:
             return
-        predicate = pc.field("ingest_id").isin(sorted(fragments))
+        listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(fragments))
         lance.LanceDataset.commit(
             self.location.uri,
-            lance.LanceOperation.Delete([], ids, str(predicate)),
-            read_version=self.open().version,
+            lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})"),
+            read_version=dataset.version,
             storage_options=self.location.lance_options(),
         )
 
@@ -197,13 +204,6 @@ class PairsTable:
                 entry.location.delete()
                 freed += entry.size_bytes
         return freed
-
-    def read(self, fragment_ids: Sequence[int], columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows of some fragments in order, as they were written, in batches of at most `batch_rows`."""
-        dataset = self.open()
-        for fragment_id in fragment_ids:
-            part = self.fragment(fragment_id, dataset)
-            yield from part.to_batches(columns=columns, batch_size=batch_rows)
 
     def fragment(self, fragment_id: int, dataset: Any) -> Any:
         """One fragment of an open dataset; raises `IntegrityError` if it is gone."""

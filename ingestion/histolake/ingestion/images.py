@@ -1,0 +1,110 @@
+"""Slide images: regions of plain JPEG, PNG and TIFF files through libvips.
+
+A plain JPEG or PNG has no random access: the first region decodes the whole image once, into memory up to
+`MEMORY_MB` and beyond that into a temporary file on disk, so that memory stays bounded whatever the slide's size. A damaged
+or truncated file is an error, never a grey area. Whole-slide formats with pyramids want a backend of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histolake.ingestion.slide import SlideImage
+from histolake.platform.errors import SourceError
+from histolake.platform.storage import Location
+
+__all__ = ["ArrayImage", "PlainImage", "open_image"]
+
+MEMORY_MB = 64  # decoded images above this go to a temporary file
+
+
+def open_image(uri: str) -> SlideImage:
+    """The image at a URI. Only its header is read here; a remote image is first copied to the local cache."""
+    return PlainImage(uri)
+
+
+class PlainImage:
+    """One JPEG, PNG or TIFF file."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._image = _open(uri, Location.parse(uri).local_path())
+        self._region: Any = None
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height, from the header."""
+        return self._image.width, self._image.height
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The region as uint8 (H, W, 3)."""
+        import pyvips
+
+        try:
+            if self._region is None:
+                self._region = pyvips.Region.new(_as_rgb(self._image))
+            data = self._region.fetch(x, y, width, height)
+        except pyvips.Error as error:
+            raise _damaged(self._uri, error) from error
+        return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
+
+    def close(self) -> None:
+        """Drop the image, and with it the temporary copy."""
+        self._region = None
+        self._image = None
+
+
+class ArrayImage:
+    """An image that is in memory already: a simulated one, a small one, a test's."""
+
+    def __init__(self, image_HWC: np.ndarray) -> None:
+        self._image_HWC = image_HWC
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height."""
+        return self._image_HWC.shape[1], self._image_HWC.shape[0]
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The region as uint8 (H, W, 3)."""
+        return self._image_HWC[y : y + height, x : x + width]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _open(uri: str, path: Path) -> Any:
+    # libvips reads this when it first opens an image.
+    os.environ.setdefault("VIPS_DISC_THRESHOLD", f"{MEMORY_MB}m")
+    import pyvips
+
+    if not path.is_file():
+        raise SourceError(f"The image {uri} is not there.", rule="missing_file", file=uri)
+    try:
+        return pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
+    except pyvips.Error as error:
+        raise _damaged(uri, error) from error
+
+
+def _as_rgb(image: Any) -> Any:
+    """The image as three bands of 8 bits; transparent parts become white."""
+    if image.interpretation not in ("srgb", "rgb"):
+        image = image.colourspace("srgb")
+    if image.hasalpha():
+        image = image.flatten(background=255)
+    if image.bands == 1:
+        image = image.bandjoin([image, image])
+    return image if image.format == "uchar" else image.cast("uchar")
+
+
+def _damaged(uri: str, error: Exception) -> SourceError:
+    said = " ".join(str(error).split()).removeprefix("unable to call ")
+    return SourceError(
+        f"The image {uri} cannot be decoded; it is truncated or damaged ({said[:160]}). Fetch it again.",
+        rule="image_readable",
+        file=uri,
+    )

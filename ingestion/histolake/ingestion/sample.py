@@ -1,0 +1,155 @@
+"""Choosing the cohort to try histolake on, and saying which and why.
+
+A folder of real sections is described, never copied. Without one, a simulated cohort is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from histolake.ingestion.discover import COHORT_FILE, discover
+from histolake.platform.errors import UsageError
+from histolake.platform.storage import Location
+
+__all__ = ["Chosen", "choose"]
+
+METADATA_FILE = "metadata.csv"
+FORMAT = 1
+
+# HER2ST: Andersson et al., "Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
+# interactions", Nature Communications 2021. Sections C2 to C5 are of patient C, A1 is of patient A.
+HER2ST = {"C2": "C", "C3": "C", "C4": "C", "C5": "C", "A1": "A"}
+HER2ST_METADATA = {
+    "study": "Andersson 2021 (HER2ST)",
+    "organ": "breast",
+    "species": "human",
+    "disease": "HER2-positive breast cancer",
+    "technology": "Spatial Transcriptomics",
+    "licence": "open-access study; the data's repository states no licence: not for redistribution",
+    "accession": "Zenodo 4751624",
+    "simulated": "false",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The cohort that was chosen."""
+
+    name: str
+    data: Literal["real", "simulated"]
+    why: str
+    sections: dict[str, str]  # section -> path, absolute or below the folder of the cohort's file
+    metadata: dict[str, dict[str, str]]  # section -> what is known
+    left_aside: tuple[str, ...]
+    file: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat object a section, for `--json`."""
+        about = {"cohort": self.name, "data": self.data, "why": self.why, "file": self.file}
+        return [{**about, "section": s, "path": path, **self.metadata.get(s, {})} for s, path in self.sections.items()]
+
+
+def choose(real: str | None, to: str, *, seed: int, tell: Callable[[str, int, int], None]) -> Chosen:
+    """Choose a cohort and write its `cohort.json` and `metadata.csv` below `to`.
+
+    `real` is a folder of sections of the user's; HER2ST is recognised in it. Raises `UsageError` where it holds nothing
+    that a reader knows.
+    """
+    target = Location.parse(to)
+    if target.is_remote:
+        raise UsageError(f"The sample is written to a folder on this machine, not to {target}.")
+    file = target.join(COHORT_FILE).uri
+    if real:
+        folder = Location.parse(real)
+        if not folder.is_dir():
+            raise UsageError(f"There is no folder {folder}; name one with --from, or unset HISTOLAKE_SAMPLE_DIR.")
+        chosen = _her2st(folder, file) if folder.join("her2st").is_dir() else _as_found(folder, file)
+    else:
+        chosen = _simulated(target, file, seed, tell)
+    _write(chosen, target)
+    return chosen
+
+
+def _her2st(folder: Location, file: str) -> Chosen:
+    home = folder.join("her2st")
+    missing = [section for section in HER2ST if not home.join(section).is_dir()]
+    if missing:
+        raise UsageError(f"{home} lacks the sections {', '.join(missing)}; the cohort is C2, C3, C4, C5 and A1.")
+    twins = [f"her2st/{place.parent().name}/{place.name}" for place in _twins(home)]
+    others = [f"{place.name}/" for place in folder.list() if place.is_dir() and place.name != "her2st"]
+    others += [f"her2st/{place.name}" for place in home.list() if place.name not in HER2ST]
+    return Chosen(
+        name="her2st",
+        data="real",
+        why=f"{folder} holds her2st/: five sections of two HER2-positive breast tumours, patients C (C2 to C5) and A (A1)",
+        sections={section: home.join(section).uri for section in HER2ST},
+        metadata={section: {"patient": patient, **HER2ST_METADATA} for section, patient in HER2ST.items()},
+        left_aside=tuple(
+            f"{what}: {', '.join(names)}"
+            for what, names in (("the same sections in another format", twins), ("not part of this cohort", others))
+            if names
+        ),
+        file=file,
+    )
+
+
+def _twins(home: Location) -> list[Location]:
+    return [place for section in HER2ST for place in home.join(section).list() if place.suffix == ".h5ad"]
+
+
+def _as_found(folder: Location, file: str) -> Chosen:
+    found = discover([folder.uri], "sample")
+    known = [candidate for candidate in found if candidate.source is not None]
+    if not known:
+        raise UsageError(f"{folder} holds no section that a reader knows. {found[0].problem}")
+    return Chosen(
+        name=folder.name,
+        data="simulated" if all(c.source and c.source.metadata.get("simulated") is True for c in known) else "real",
+        why=f"{folder} was named; it holds {len(known)} sections that a reader knows",
+        sections={candidate.section: candidate.uri for candidate in known},
+        metadata={},
+        left_aside=tuple(f"no reader knows {c.uri}" for c in found if c.source is None),
+        file=file,
+    )
+
+
+def _simulated(target: Location, file: str, seed: int, tell: Callable[[str, int, int], None]) -> Chosen:
+    from histolake.ingestion.simulate import simulate_cohort
+
+    sections = simulate_cohort(target.local_path() / "simulated", seed=seed, tell=tell)
+    return Chosen(
+        name="simulated",
+        data="simulated",
+        why="no folder of real sections was named (--from or HISTOLAKE_SAMPLE_DIR); "
+        "four simulated patients with two sections each stand in, and their truth is known",
+        sections={section: f"simulated/{section}" for section in sections},
+        metadata=sections,
+        left_aside=(),
+        file=file,
+    )
+
+
+def _write(chosen: Chosen, target: Location) -> None:
+    content = {
+        "format": "histolake-cohort",
+        "format_version": FORMAT,
+        "name": chosen.name,
+        "data": chosen.data,
+        "why": chosen.why,
+        "left_aside": list(chosen.left_aside),
+        "metadata": METADATA_FILE if chosen.metadata else None,
+        "sections": [{"section": section, "path": path} for section, path in chosen.sections.items()],
+    }
+    if chosen.metadata:
+        columns = ["section", *dict.fromkeys(name for row in chosen.metadata.values() for name in row)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"section": section, **row} for section, row in chosen.metadata.items())
+        target.join(METADATA_FILE).write_bytes(text.getvalue().encode())
+    target.join(COHORT_FILE).write_bytes(json.dumps(content, indent=1).encode() + b"\n")

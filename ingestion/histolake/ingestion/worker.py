@@ -1,0 +1,255 @@
+"""What workers do: look at a source, read it, and turn a run of its spots into one fragment of the lake.
+
+Nothing here talks to Ray, and nothing holds a slide's image: positions and sparse counts are in memory, regions of the image
+come and go. Errors of the data become `SourceError`; any other error is a defect and is raised.
+
+Axes: N spots, K neighbours, G genes, U genes of the lake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from histolake.ingestion.discover import Candidate
+from histolake.ingestion.genes import as_lake_genes, resolve
+from histolake.ingestion.images import open_image
+from histolake.ingestion.niches import nearest_spots, niche_sums
+from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
+from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.slide import Slide, SlideImage, Spot
+from histolake.ingestion.tiling import PatchSettings, Tiles, tile
+from histolake.platform.errors import SourceError
+from histolake.platform.lake import Fragment, Lake, PairsWriter
+from histolake.platform.schemas import PAIR_ID_BYTES
+from histolake.platform.storage import Location
+
+__all__ = ["IngestSettings", "Look", "SlideWorker", "Work", "Written", "look", "pair_ids", "source_digest"]
+
+DEFAULT_SPECIES = "human"
+# What libraries raise on damaged or missing files.
+_DATA_ERRORS = (OSError, ValueError, EOFError, zlib.error, struct.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """The settings that decide what is written."""
+
+    quality: QualitySettings
+    patches: PatchSettings
+    sentences: SentenceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What reading a section told, small enough to send: its provenance, its spots, and the genes the lake lacks."""
+
+    record: dict[str, Any]  # provenance columns and n_spots
+    n_kept: int
+    refused: tuple[Spot, ...]
+    species: str
+    unknown_genes: tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A run of a section's kept spots, [start, stop), to be written as one fragment."""
+
+    candidate: Candidate
+    writer: PairsWriter
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What came of a `Work`: a fragment, or the reason why the section is refused."""
+
+    slide_id: str
+    start: int
+    fragment: Fragment | None = None
+    padded_patches: int = 0
+    problem: SourceError | None = None
+
+
+def pair_ids(slide_id: str, barcodes: np.ndarray) -> list[bytes]:
+    """A pair's id: the first 16 bytes of SHA-256 over slide and barcode."""
+    return [hashlib.sha256(f"{slide_id}\0{barcode}".encode()).digest()[:PAIR_ID_BYTES] for barcode in barcodes]
+
+
+def source_digest(candidate: Candidate) -> str:
+    """A hash of all that the section is made from; of its place and problem where no reader knows it."""
+    if candidate.source is None:
+        return hashlib.sha256(f"{candidate.uri}\0{candidate.problem}".encode()).hexdigest()
+    with _as_refusal(candidate):
+        return digest(candidate.source, candidate.metadata)
+
+
+def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) -> Look:
+    """Read a section and judge it. Raises `SourceError` where it is refused."""
+    read, kept, refused = _prepare(candidate, settings.quality)
+    species = kept.metadata.species or DEFAULT_SPECIES
+    unknown: tuple[tuple[str, str | None], ...] = ()
+    if lake is not None:
+        genes = resolve(Lake.open(lake), kept.symbols, kept.ensembl_ids, species=species, allocate=False)
+        ensembl = kept.ensembl_ids or [None] * len(kept.symbols)
+        unknown = tuple((kept.symbols[g], ensembl[g]) for g in np.flatnonzero(genes.gene_ids_G < 0))
+    return Look(
+        record=_record(candidate, read, settings),
+        n_kept=len(kept),
+        refused=tuple(refused),
+        species=species,
+        unknown_genes=unknown,
+    )
+
+
+def _prepare(candidate: Candidate, quality: QualitySettings) -> tuple[Slide, Slide, list[Spot]]:
+    """The section as read (with its flags), as kept, and the spots refused."""
+    if candidate.source is None:
+        assert candidate.problem is not None
+        raise candidate.problem
+    with _as_refusal(candidate):
+        slide = reader(candidate.source.reader).read(candidate.source, candidate.metadata)
+    check_section(slide)
+    slide = replace(slide, flags=quality_flags(slide, quality))
+    kept, refused = judge_spots(slide, quality)
+    return slide, kept, refused
+
+
+@contextmanager
+def _as_refusal(candidate: Candidate) -> Iterator[None]:
+    """Turn what libraries raise on damaged files into a refusal of the section."""
+    try:
+        yield
+    except _DATA_ERRORS as error:
+        said = " ".join(str(error).split())[:200]
+        raise SourceError(
+            f"{candidate.uri} cannot be read: {type(error).__name__}: {said}", rule="unreadable", file=candidate.uri
+        ) from error
+
+
+def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dict[str, Any]:
+    assert candidate.source is not None
+    spot_um, niche_um = _widths_um(slide, settings.patches)
+    return {
+        **slide.provenance(),
+        "cohort": candidate.cohort,
+        "section": candidate.section,
+        "source": candidate.uri,
+        "reader": candidate.source.reader,
+        "spot_um": spot_um,
+        "niche_um": niche_um,
+        "n_spots": slide.n_read,
+    }
+
+
+def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+    diameter, pitch = slide.metadata.spot_diameter_um, slide.metadata.pitch_um
+    assert diameter is not None, "a reader gives the spots' diameter"
+    assert pitch is not None, "a reader gives the pitch"
+    return patches.widths_um(diameter, pitch)
+
+
+class SlideWorker:
+    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the same."""
+
+    def __init__(self, lake: Location, settings: IngestSettings) -> None:
+        self._lake = Lake.open(lake)
+        self._settings = settings
+        self._open: _OpenSlide | None = None
+
+    def write(self, work: Work) -> Written:
+        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are raised."""
+        told = {"slide_id": work.candidate.slide_id, "start": work.start}
+        try:
+            slide = self._slide(work.candidate)
+            table, padded = slide.rows(work.start, work.stop)
+        except SourceError as problem:
+            return Written(**told, problem=problem)
+        return Written(**told, fragment=work.writer.write(table), padded_patches=padded)
+
+    def _slide(self, candidate: Candidate) -> _OpenSlide:
+        if self._open is None or self._open.candidate.slide_id != candidate.slide_id:
+            if self._open is not None:
+                self._open.close()
+            self._open = None
+            self._open = _OpenSlide(candidate, self._lake, self._settings)
+        return self._open
+
+
+class _OpenSlide:
+    """A section ready to be written: counts by gene of the lake, niches, sentences, and its image open."""
+
+    def __init__(self, candidate: Candidate, lake: Lake, settings: IngestSettings) -> None:
+        self.candidate = candidate
+        _, self._slide, _ = _prepare(candidate, settings.quality)
+        self._patches = settings.patches
+        species = self._slide.metadata.species or DEFAULT_SPECIES
+        genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
+        assert (genes.gene_ids_G >= 0).all(), "unknown genes are allocated before tiling"
+        self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
+        self._niche_NK = nearest_spots(self._slide.xy_px, settings.patches.niche_k)
+        around = niche_sums(self._counts_NU, self._niche_NK, include_self=settings.patches.niche_include_self)
+        self._sentences = sentences(self._counts_NU, symbols, settings.sentences)
+        self._niche_sentences = sentences(around, symbols, settings.sentences)
+        self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
+        self._image: SlideImage | None = None if self._slide.image is None else open_image(self._slide.image)
+
+    def close(self) -> None:
+        """Close the image."""
+        if self._image is not None:
+            self._image.close()
+
+    def rows(self, start: int, stop: int) -> tuple[pa.Table, int]:
+        """The rows of `schemas.PAIRS` of some spots, and how many of their patches leave the image."""
+        slide, run = self._slide, slice(start, stop)
+        um_per_px = slide.metadata.um_per_px
+        assert um_per_px is not None, "a reader gives the scale"
+        spot_um, niche_um = _widths_um(slide, self._patches)
+        spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
+        counts = self._counts_NU[run]
+        offsets = pa.array(counts.indptr, pa.int32())
+        niche_ids = [[self._pair_ids[k] for k in row] for row in self._niche_NK[run]]
+        f32 = pa.float32()
+        table = pa.table(
+            {
+                "pair_id": pa.array(self._pair_ids[run], pa.binary(PAIR_ID_BYTES)),
+                "barcode": pa.array(slide.barcodes[run].tolist(), pa.string()),
+                "array_row": pa.array(slide.array_row[run], f32),
+                "array_col": pa.array(slide.array_col[run], f32),
+                "x_px": pa.array(slide.xy_px[run, 0].astype(np.float32)),
+                "y_px": pa.array(slide.xy_px[run, 1].astype(np.float32)),
+                "x_um": pa.array((slide.xy_px[run, 0] * um_per_px).astype(np.float32)),
+                "y_um": pa.array((slide.xy_px[run, 1] * um_per_px).astype(np.float32)),
+                "spot_image": pa.array(spots.jpegs if spots else [None] * (stop - start), pa.binary()),
+                "niche_image": pa.array(niches.jpegs if niches else [None] * (stop - start), pa.binary()),
+                "sentence": pa.array(self._sentences[run], pa.string()),
+                "niche_sentence": pa.array(self._niche_sentences[run], pa.string()),
+                "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._gene_ids_U[counts.indices])),
+                "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, f32)),
+                "niche": pa.array(niche_ids, pa.list_(pa.binary(PAIR_ID_BYTES))),
+                "n_counts": pa.array(np.asarray(counts.sum(axis=1), dtype=np.float32)),
+                "n_genes": pa.array(np.diff(counts.indptr).astype(np.float32)),
+                "tissue_fraction": pa.array(spots.tissue_fraction_N) if spots else pa.nulls(stop - start, f32),
+                "focus": pa.array(spots.focus_N) if spots else pa.nulls(stop - start, f32),
+            }
+        )
+        padded = sum(int((tiles.outside_N > 0).sum()) for tiles in (spots, niches) if tiles)
+        return table, padded
+
+    def _tiles(self, run: slice, width_um: float, um_per_px: float) -> Tiles | None:
+        if self._image is None:
+            return None
+        with _as_refusal(self.candidate):
+            return tile(
+                self._image, self._slide.xy_px[run], width_um=width_um, um_per_px=um_per_px, settings=self._patches
+            )

@@ -1,0 +1,92 @@
+"""Ingests one generated slide into a lake, and can be killed at a step: what the crash tests run as a process.
+
+    python -P lake_writer.py LAKE SLIDE DIGEST ROWS [KILL_AFTER]
+
+KILL_AFTER is "module:Class.method": the process kills itself (SIGKILL, nothing is cleaned up) right after that call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import signal
+import sys
+
+import numpy as np
+import pyarrow as pa
+
+from histolake.platform.lake import Lake
+from histolake.platform.schemas import PAIRS
+
+
+def rows(slide_id: str, digest: str, count: int, first: int = 0) -> pa.Table:
+    """Pairs of plain bytes, a pure function of the slide, its digest and the row's number."""
+    made = []
+    for number in range(first, first + count):
+        random = np.random.default_rng([number, *hashlib.sha256(f"{slide_id}{digest}".encode()).digest()])
+        genes = np.sort(random.choice(20_000, size=30, replace=False))
+        made.append(
+            {
+                **dict.fromkeys(PAIRS.names),
+                "pair_id": hashlib.sha256(f"{slide_id}\0{number}".encode()).digest()[:16],
+                "ingest_id": "",
+                "slide_id": slide_id,
+                "barcode": f"{slide_id}-spot-{number}",
+                "x_um": float(number),
+                "spot_image": random.bytes(3000),
+                "sentence": f"GENE{number} ACTB",
+                "gene_ids": genes.tolist(),
+                "counts": random.integers(1, 50, size=30).astype(float).tolist(),
+                "niche": [random.bytes(16) for _ in range(3)],
+            }
+        )
+    return pa.Table.from_pylist(made, schema=PAIRS)
+
+
+def ingest(lake: Lake, slide_id: str, digest: str, count: int, *, patient: str = "P1", refused: int = 2) -> int:
+    """Ingest a slide in two fragments; returns the lake version."""
+    attempt = lake.begin(slide_id, source_digest=digest, settings_digest="plain", source=f"generated:{slide_id}")
+    if attempt.state == "new":
+        half = count // 2
+        fragments = [
+            attempt.pairs.write(rows(slide_id, digest, half)),
+            attempt.pairs.write(rows(slide_id, digest, count - half, first=half)),
+        ]
+        rejections = pa.Table.from_pylist(
+            [
+                {
+                    "barcode": f"{slide_id}-bad-{n}",
+                    "rule": "min_genes",
+                    "figure": 3.0,
+                    "limit": 200.0,
+                    "reason": "few genes",
+                }
+                for n in range(refused)
+            ]
+        )
+        record = {"cohort": "c", "section": slide_id, "study": "study", "patient": patient, "n_spots": count + refused}
+        attempt.stage(record, fragments, rejections)
+    return lake.publish([attempt])
+
+
+def kill_after(target: str) -> None:
+    """Make this process die, as if its machine had lost power, after a method was called."""
+    module, _, path = target.partition(":")
+    owner, _, method = path.partition(".")
+    kind = getattr(importlib.import_module(module), owner)
+    original = getattr(kind, method)
+
+    def dying(*args: object, **kwargs: object) -> None:
+        original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(kind, method, dying)
+
+
+if __name__ == "__main__":
+    uri, slide, source_digest, how_many, *rest = sys.argv[1:]
+    opened = Lake.open(uri, create=True)
+    if rest:
+        kill_after(rest[0])
+    print(ingest(opened, slide, source_digest, int(how_many)))
