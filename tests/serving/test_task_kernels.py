@@ -18,7 +18,9 @@ def brute_force(query: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.nd
     query = query / np.linalg.norm(query, axis=1, keepdims=True)
     reference = reference / np.linalg.norm(reference, axis=1, keepdims=True)
     scores = query.astype(float) @ reference.T.astype(float)
-    order = np.stack([sorted(range(len(reference)), key=lambda j, i=i: (-scores[i, j], j))[:k] for i in range(len(query))])
+    order = np.stack(
+        [sorted(range(len(reference)), key=lambda j, i=i: (-scores[i, j], j))[:k] for i in range(len(query))]
+    )
     return order, np.take_along_axis(scores, order, axis=1)
 
 

@@ -1,8 +1,8 @@
 """Ask a running service from Python.
 
-    with Client("http://127.0.0.1:8000") as client:
-        client.wait(60)
-        vectors_ND = client.embed(images=[jpeg])
+with Client("http://127.0.0.1:8000") as client:
+    client.wait(60)
+    vectors_ND = client.embed(images=[jpeg])
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -71,7 +73,9 @@ class Client:
         end = time.monotonic() + timeout_s
         while not self.healthy():
             if time.monotonic() > end:
-                raise ServiceError(f"No service has answered at {self.url} for {timeout_s:g} s; start one with `histolake serve`.")
+                raise ServiceError(
+                    f"No service has answered at {self.url} for {timeout_s:g} s; start one with `histolake serve`."
+                )
             time.sleep(0.1)
 
     def model(self) -> dict[str, Any]:
@@ -123,7 +127,9 @@ class Client:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.TransportError as error:
-            raise ServiceError(f"The service at {self.url} does not answer ({error}); is `histolake serve` running?") from error
+            raise ServiceError(
+                f"The service at {self.url} does not answer ({error}); is `histolake serve` running?"
+            ) from error
         if answer.status_code != 200:
             raise ServiceError(f"{path} was refused with {answer.status_code}: {_sentence(answer)}")
         content: dict[str, Any] = answer.json()

@@ -1,10 +1,10 @@
 """How well a model does what it is served for: the very tasks that are served, on slides it was not trained on.
 
-    protocol      one model on one side of its split: retrieval, prediction, and what simple methods reach
-    baselines     mean predictor, ridge and linear CCA on frozen image features
-    features      the frozen image features
-    sections      pairs of a slide as arrays
-    figures       from scores and predictions to figures
+protocol      one model on one side of its split: retrieval, prediction, and what simple methods reach
+baselines     mean predictor, ridge and linear CCA on frozen image features
+features      the frozen image features
+sections      pairs of a slide as arrays
+figures       from scores and predictions to figures
 """
 
 from __future__ import annotations

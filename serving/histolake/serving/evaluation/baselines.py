@@ -29,7 +29,7 @@ from histolake.training.metrics import rank_quantiles
 __all__ = ["FEATURE_SETS", "Baselines", "Ridge", "features_of", "fit_baselines"]
 
 FEATURE_SETS = {"spot": ("spot_image",), "niche": ("niche_image",), "spot+niche": ("spot_image", "niche_image")}
-ALPHAS = tuple(10.0**power for power in range(0, 7))
+ALPHAS = tuple(10.0**power for power in range(7))
 IMAGE_COMPONENTS = (32, 128)
 EXPRESSION_COMPONENTS = (16, 64, 256)
 SHRINKAGE = (0.03, 0.3, 1.0, 3.0)
@@ -85,7 +85,8 @@ def fit_baselines(
     """Fit on `training`; choose on `validation`, or by leaving the last training slide out where there is none.
 
     `gene_ids_G`: the genes to predict (a model's reference genes). The ridge takes the features and penalty of highest
-    mean Pearson per gene; CCA those of lowest mean rank of the true partner. Raises `UsageError` without training slides.
+    mean Pearson per gene; CCA those of lowest mean rank of the true partner. Raises `UsageError` without a training
+    slide.
     """
     if not training:
         raise UsageError("There is no training slide to fit the baselines on; name a split that trains on something.")
@@ -96,14 +97,16 @@ def fit_baselines(
     genes = variable_genes(training, CCA_GENES)
     cca_choice = _choose_cca(fit, check, genes, make)
 
-    expression_NG = _stack(training, lambda s: s.profiles.dense(gene_ids_G))
-    ridge_NF = _stack(training, lambda s: features_of(s, ridge_choice["features"], make))
-    cca_NF = _stack(training, lambda s: features_of(s, cca_choice["features"], make))
-    components = Components.fit(cca_NF, _stack(training, lambda s: s.profiles.dense(genes)))
+    expression_NG = _expression(training, gene_ids_G)
+    ridge_NF = _features(training, ridge_choice["features"], make)
+    cca_NF = _features(training, cca_choice["features"], make)
+    components = Components.fit(cca_NF, _expression(training, genes))
     return Baselines(
         mean_G=expression_NG.mean(axis=0, dtype=np.float64),
         ridge=Ridge.fit(ridge_NF, expression_NG, [ridge_choice["alpha"]])[0],
-        cca=LinearCCA.fit(components, cca_choice["image_components"], cca_choice["expression_components"], cca_choice["shrinkage"]),
+        cca=LinearCCA.fit(
+            components, cca_choice["image_components"], cca_choice["expression_components"], cca_choice["shrinkage"]
+        ),
         cca_gene_ids=genes,
         chosen={
             "chosen_on": [section.slide_id for section in check],
@@ -119,9 +122,9 @@ def _choose_ridge(
     best: tuple[float, dict[str, Any]] = (-np.inf, {"features": "spot", "alpha": ALPHAS[len(ALPHAS) // 2]})
     if not check:
         return best[1]
-    expression_NG = _stack(fit, lambda s: s.profiles.dense(gene_ids_G))
+    expression_NG = _expression(fit, gene_ids_G)
     for name in FEATURE_SETS:
-        fits = Ridge.fit(_stack(fit, lambda s, name=name: features_of(s, name, make)), expression_NG, ALPHAS)
+        fits = Ridge.fit(_features(fit, name, make), expression_NG, ALPHAS)
         for alpha, ridge in zip(ALPHAS, fits, strict=True):
             found = [
                 prediction_figures(ridge.predict(features_of(s, name, make)), s.profiles.dense(gene_ids_G))["pcc_mean"]
@@ -140,10 +143,10 @@ def _choose_cca(
     best: tuple[float, dict[str, Any]] = (np.inf, {"features": "spot", **middle})
     if not check:
         return best[1]
-    expression_NG = _stack(fit, lambda s: s.profiles.dense(genes))
+    expression_NG = _expression(fit, genes)
     wide = [s.profiles.dense(genes) for s in check]
     for name in FEATURE_SETS:
-        components = Components.fit(_stack(fit, lambda s, name=name: features_of(s, name, make)), expression_NG)
+        components = Components.fit(_features(fit, name, make), expression_NG)
         images = [features_of(s, name, make) for s in check]
         for p, q, shrinkage in product(IMAGE_COMPONENTS, EXPRESSION_COMPONENTS, SHRINKAGE):
             cca = LinearCCA.fit(components, p, q, shrinkage)
@@ -154,8 +157,12 @@ def _choose_cca(
     return best[1]
 
 
-def _stack(sections: Sequence[Section], rows: Callable[[Section], np.ndarray]) -> np.ndarray:
-    return np.concatenate([rows(section) for section in sections])
+def _features(sections: Sequence[Section], name: str, make: FeatureMaker) -> np.ndarray:
+    return np.concatenate([features_of(section, name, make) for section in sections])
+
+
+def _expression(sections: Sequence[Section], gene_ids_G: np.ndarray) -> np.ndarray:
+    return np.concatenate([section.profiles.dense(gene_ids_G) for section in sections])
 
 
 def _standard(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

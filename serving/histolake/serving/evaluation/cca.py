@@ -65,7 +65,9 @@ class LinearCCA:
     correlation_R: np.ndarray  # of each pair of directions on the training spots, falling
 
     @classmethod
-    def fit(cls, components: Components, image_components: int, expression_components: int, shrinkage: float) -> LinearCCA:
+    def fit(
+        cls, components: Components, image_components: int, expression_components: int, shrinkage: float
+    ) -> LinearCCA:
         """CCA on the first P and Q components. `shrinkage` is added to each side's variances as a share of their mean,
         which pulls the directions towards those of large variance."""
         x_NP = components.image_NP[:, :image_components]
@@ -81,7 +83,9 @@ class LinearCCA:
         """Cosine (N, M) of canonical variates, each weighted by its correlation."""
         x_NP = self.components.image.project(features_NF, len(self.image_PR))
         y_MQ = self.components.expression.project(expression_MG, len(self.expression_QR))
-        return _unit(x_NP @ self.image_PR * self.correlation_R) @ _unit(y_MQ @ self.expression_QR * self.correlation_R).T
+        return (
+            _unit(x_NP @ self.image_PR * self.correlation_R) @ _unit(y_MQ @ self.expression_QR * self.correlation_R).T
+        )
 
 
 def _unit(values_NR: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The protocol: a model on the slides of one side of its split, with the tasks as they are served.
 
 For every section: image to transcriptome retrieval (each spot's patch against the sentences of that section's own
-spots; a ranker that knows nothing reaches 0.05 and 0.10), and expression predicted from the patches with the model's own
-reference and calibration. Beside them, on the same spots, what the methods in `baselines` reach. The last row of a side,
-`slide_id` "all", holds the means over its slides weighted by their spots (sums for counts).
+spots; a ranker that knows nothing reaches 0.05 and 0.10), and expression predicted from the patches with the model's
+own reference and calibration. Beside them, on the same spots, what the methods in `baselines` reach. The last row of a
+side, `slide_id` "all", holds the means over its slides weighted by their spots (sums for counts).
 
-A slide that the model was trained on is never evaluated. The validation side was used to choose settings, and a side may
-share a patient with training where a split says so; the column `mark` says both, and belongs beside the figures.
+A slide that the model was trained on is never evaluated. The validation side was used to choose settings, and a side
+may share a patient with training where a split says so; the column `mark` says both, and belongs beside the figures.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Evaluator:
         return found
 
     def _side(self, sides: dict[str, str], side: str, subject: Subject) -> list[str]:
-        chosen = sorted(slide_id for slide_id, its in sides.items() if its == side and self._slides[slide_id]["n_pairs"])
+        chosen = sorted(
+            slide_id for slide_id, its in sides.items() if its == side and self._slides[slide_id]["n_pairs"]
+        )
         if not chosen:
             raise UsageError(
                 f"No slide of version {self.snapshot.version} is on the {side} side of the split of {subject.uri}; "
@@ -178,9 +180,12 @@ class Evaluator:
         return self._features[key]
 
 
-def _by_gene(symbols: Sequence[str], predictions: dict[str, np.ndarray], measured_NG: np.ndarray) -> list[dict[str, Any]]:
+def _by_gene(
+    symbols: Sequence[str], predictions: dict[str, np.ndarray], measured_NG: np.ndarray
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"gene": symbol, "measured_mean": float(mean)} for symbol, mean in zip(symbols, measured_NG.mean(0), strict=True)
+        {"gene": symbol, "measured_mean": float(mean)}
+        for symbol, mean in zip(symbols, measured_NG.mean(0), strict=True)
     ]
     for ending, predicted_NG in predictions.items():
         pcc_G, _ = gene_correlations(predicted_NG, measured_NG)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
@@ -60,12 +61,19 @@ def build(args: BuildArgs) -> Application:
         "simulated": bool(card["simulated"]),
     }
     threads = settings.encoder_threads or max(1, (os.cpu_count() or 1) // settings.encoder_replicas)
-    encoder = Encoder.options(
+    encoder = _placed(
+        Encoder,
         num_replicas=settings.encoder_replicas,
         ray_actor_options={"num_cpus": settings.encoder_cpus},
         user_config={"requests": settings.batch_requests, "wait_s": settings.batch_wait_s},
-        logging_config=QUIET,
     ).bind(published, threads)
-    library = Library.options(ray_actor_options={"num_cpus": LIBRARY_CPUS}, logging_config=QUIET).bind(published)
-    face = Ingress.options(ray_actor_options={"num_cpus": INGRESS_CPUS}, logging_config=QUIET)
-    return face.bind(info, card, encoder, library)
+    library = _placed(Library, ray_actor_options={"num_cpus": LIBRARY_CPUS}).bind(published)
+    face: Application = _placed(Ingress, ray_actor_options={"num_cpus": INGRESS_CPUS}).bind(
+        info, card, encoder, library
+    )
+    return face
+
+
+def _placed(deployment: Any, **options: Any) -> Any:
+    """What `serve.deployment` makes of a class has no types."""
+    return deployment.options(logging_config=QUIET, **options)

@@ -52,12 +52,16 @@ def _image(value: Any) -> bytes:
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image's {len(data)} bytes are no JPEG or PNG that can be decoded") from error
     if max(size) > MAX_IMAGE_PX:
-        raise ValueError(f"the image has {size[0]} x {size[1]} px, more than {MAX_IMAGE_PX}; send the patch around a spot")
+        raise ValueError(
+            f"the image has {size[0]} x {size[1]} px, more than {MAX_IMAGE_PX}; send the patch around a spot"
+        )
     return data
 
 
 ImageBytes = Annotated[
-    bytes, BeforeValidator(_image), WithJsonSchema({"type": "string", "format": "byte", "description": "JPEG or PNG, base64"})
+    bytes,
+    BeforeValidator(_image),
+    WithJsonSchema({"type": "string", "format": "byte", "description": "JPEG or PNG, base64"}),
 ]
 Images = Annotated[list[ImageBytes], Field(min_length=1, max_length=MAX_ITEMS)]
 Sentence = Annotated[str, Field(min_length=1, max_length=MAX_SENTENCE_CHARS, pattern=r"\S")]
@@ -70,7 +74,9 @@ class _Request(BaseModel):
 
 class _ImagesOrSentences(_Request):
     images: Images | None = Field(default=None, description="Patches: JPEG or PNG, base64.")
-    sentences: Sentences | None = Field(default=None, description="Gene symbols by falling expression, space-separated.")
+    sentences: Sentences | None = Field(
+        default=None, description="Gene symbols by falling expression, space-separated."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> _ImagesOrSentences:

@@ -52,7 +52,8 @@ class Encoder:
 
     def reconfigure(self, batching: dict[str, Any]) -> None:
         """How many requests are embedded together, and how long one waits for company."""
-        for method in (self.images, self.sentences):
+        methods: tuple[Any, ...] = (self.images, self.sentences)  # what serve.batch adds has no types
+        for method in methods:
             method.set_max_batch_size(batching["requests"])
             method.set_batch_wait_timeout_s(batching["wait_s"])
 

@@ -69,7 +69,9 @@ async def _limit_body(request: Request, call_next: Any) -> Response:
         if not length.isdigit():
             return _json({"detail": "The request announces no Content-Length; send the body in one piece."}, 411)
         if int(length) > MAX_BODY_BYTES:
-            return _json({"detail": f"The body has {length} bytes; at most {MAX_BODY_BYTES} are read. Send fewer images."}, 413)
+            return _json(
+                {"detail": f"The body has {length} bytes; at most {MAX_BODY_BYTES} are read. Send fewer images."}, 413
+            )
     answer: Response = await call_next(request)
     return answer
 

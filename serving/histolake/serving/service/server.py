@@ -59,7 +59,9 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(f"Port {port} of {host} cannot be listened on ({error.strerror}); choose another with --port.") from error
+            raise UsageError(
+                f"Port {port} of {host} cannot be listened on ({error.strerror}); choose another with --port."
+            ) from error
 
 
 def _reachable(host: str) -> str:

@@ -45,5 +45,7 @@ def embed(
         raise UsageError("The list of sentences is empty; give at least one.")
     blank = [i for i, sentence in enumerate(sentences) if not sentence.strip()]
     if blank:
-        raise UsageError(f"Sentence {blank[0]} is blank; write gene symbols by falling expression, separated by spaces.")
+        raise UsageError(
+            f"Sentence {blank[0]} is blank; write gene symbols by falling expression, separated by spaces."
+        )
     return np.asarray(model.embed_sentences(sentences), dtype=np.float32)

@@ -58,7 +58,9 @@ def predict(
     index = reference_MD if isinstance(reference_MD, ExactIndex) else ExactIndex(reference_MD)
     expression_MG = np.asarray(expression_MG, dtype=np.float32)
     if expression_MG.ndim != 2 or len(expression_MG) != len(index):
-        raise UsageError(f"There are {len(index)} references, but expression of shape {expression_MG.shape}; give one row each.")
+        raise UsageError(
+            f"There are {len(index)} references, but expression of shape {expression_MG.shape}; give one row each."
+        )
     if top_k < 1 or not temperature > 0:
         raise UsageError(f"top_k is {top_k} and temperature {temperature}; both must be above 0.")
     query_ND = unit_rows("query", query_ND, index.vectors_MD.shape[1])

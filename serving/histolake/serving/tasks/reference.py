@@ -1,9 +1,9 @@
 """The reference folder of a published model, as arrays: what it was trained on, and what its answers are made of.
 
-    slides.json        every slide of the model's split with its side
-    reference.parquet  one row a training pair: where it lies, its sentence, both vectors, its expression
-    genes.json         the genes of that expression, chosen on training pairs alone
-    calibration.json   how `predict` is set, chosen on the validation side
+slides.json        every slide of the model's split with its side
+reference.parquet  one row a training pair: where it lies, its sentence, both vectors, its expression
+genes.json         the genes of that expression, chosen on training pairs alone
+calibration.json   how `predict` is set, chosen on the validation side
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Reference:
         missing = [symbol for symbol in symbols if symbol not in place]
         if missing:
             raise UsageError(
-                f"The model predicts no gene {_some(missing)}; it predicts {len(self.symbols)} genes: {_some(self.symbols)}."
+                f"The model predicts no gene {_some(missing)}; "
+                f"it predicts {len(self.symbols)} genes: {_some(self.symbols)}."
             )
         return np.array([place[symbol] for symbol in symbols])
 
@@ -94,11 +95,14 @@ def load_reference(folder: str | Path) -> Reference:
         calibration = json.loads((root / "calibration.json").read_text())
         table = pq.read_table(root / "reference.parquet")
     except FileNotFoundError as error:
-        raise ModelError(f"The model in {folder} has no {error.filename}; a published model has a whole reference.") from error
+        raise ModelError(
+            f"The model in {folder} has no {error.filename}; a published model has a whole reference."
+        ) from error
     expression_MG = _matrix(table, "expression")
     if expression_MG.shape[1] != len(genes["symbols"]):
         raise ModelError(
-            f"The reference in {root} has {expression_MG.shape[1]} numbers of expression a pair and {len(genes['symbols'])} genes."
+            f"The reference in {root} has expression of {expression_MG.shape[1]} genes, "
+            f"but names {len(genes['symbols'])}; publish the model again."
         )
     return Reference(
         pair_ids=table["pair_id"].to_pylist(),

@@ -7,6 +7,7 @@ every machine. Memory is that of the references (float32) plus one block of cand
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class ExactIndex:
         import faiss
 
         self.vectors_MD = unit_rows("reference", reference_MD)
-        self._flat = faiss.IndexFlatIP(self.vectors_MD.shape[1])
+        self._flat: Any = faiss.IndexFlatIP(self.vectors_MD.shape[1])
         self._flat.add(self.vectors_MD)
 
     def __len__(self) -> int:
@@ -47,7 +48,9 @@ class ExactIndex:
         query_ND = unit_rows("query", query_ND, self.vectors_MD.shape[1])
         left = self._count(keep_M)
         if not 1 <= k <= left:
-            raise UsageError(f"{k} nearest were asked for, but there are {left} references to choose from; ask for 1 to {left}.")
+            raise UsageError(
+                f"{k} nearest were asked for, but there are {left} references to choose from; ask for 1 to {left}."
+            )
         rows_NK = np.empty((len(query_ND), k), dtype=np.int64)
         scores_NK = np.empty((len(query_ND), k), dtype=np.float32)
         open_rows = np.arange(len(query_ND))
@@ -68,17 +71,20 @@ class ExactIndex:
             return len(self)
         if keep_M.dtype != np.bool_ or keep_M.shape != (len(self),):
             raise UsageError(
-                f"keep has the shape {keep_M.shape} of {keep_M.dtype}; expected one bool for each of {len(self)} references."
+                f"keep has the shape {keep_M.shape} of {keep_M.dtype}; "
+                f"expected one bool for each of {len(self)} references."
             )
         return int(keep_M.sum())
 
 
-def _selector(keep_M: np.ndarray | None) -> object | None:
+def _selector(keep_M: np.ndarray | None) -> Any:
     if keep_M is None:
         return None
     import faiss
 
-    return faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.flatnonzero(keep_M)))
+    # Its keyword arguments are added at import and unknown to its stubs.
+    parameters: Any = faiss.SearchParameters
+    return parameters(sel=faiss.IDSelectorBatch(np.flatnonzero(keep_M)))
 
 
 def retrieve(

@@ -21,12 +21,18 @@ def check_vectors(name: str, vectors_ND: np.ndarray, width: int | None = None) -
     """The vectors as float32; raises `UsageError` unless they are a finite matrix with rows, `width` wide if given."""
     array = np.asarray(vectors_ND, dtype=np.float32)
     if array.ndim != 2 or not array.size:
-        raise UsageError(f"{name} has the shape {array.shape}; expected a matrix with one vector a row, and at least one.")
+        raise UsageError(
+            f"{name} has the shape {array.shape}; expected a matrix with one vector a row, and at least one."
+        )
     if width is not None and array.shape[1] != width:
-        raise UsageError(f"{name} has vectors of {array.shape[1]} numbers, the references of {width}; use one model for both.")
+        raise UsageError(
+            f"{name} has vectors of {array.shape[1]} numbers, the references of {width}; use one model for both."
+        )
     if not np.isfinite(array).all():
         rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        raise UsageError(f"{name} holds a NaN or an infinity in {len(rows)} rows, the first is row {rows[0]}; drop them.")
+        raise UsageError(
+            f"{name} holds a NaN or an infinity in {len(rows)} rows, the first is row {rows[0]}; drop them."
+        )
     return array
 
 
@@ -35,7 +41,9 @@ def unit_rows(name: str, vectors_ND: np.ndarray, width: int | None = None) -> np
     array = check_vectors(name, vectors_ND, width)
     length_N1 = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
     if not length_N1.all():
-        raise UsageError(f"{name} has a vector of zeros in row {int(np.argmin(length_N1))}; it has no direction to compare.")
+        raise UsageError(
+            f"{name} has a vector of zeros in row {int(np.argmin(length_N1))}; it has no direction to compare."
+        )
     return (array / length_N1).astype(np.float32)
 
 
