@@ -1,0 +1,88 @@
+"""What every model is: two towers into one space, an architecture that can be rebuilt from its card, and a face that
+takes bytes and sentences.
+
+Axes: B pairs, H height, W width, C channels, L tokens, D embedding, N inputs. Vectors are unit rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from histolake.training.images import decode
+from histolake.training.tokenizers import BpeTokenizer
+
+__all__ = ["EVAL_BATCH", "Encoder", "Model"]
+
+# Everything outside training is embedded in batches of this many, so that memory does not depend on the question.
+EVAL_BATCH = 32
+
+
+class Encoder(Protocol):
+    """Two towers. Implementations are `nn.Module`s whose `forward(image_BHWC, tokens_BL)` gives both vectors and the
+    scale, so that DistributedDataParallel can wrap them."""
+
+    embed_dim: int
+
+    def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        """Unit rows (B, D) of uint8 RGB pictures."""
+        ...
+
+    def encode_tokens(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Unit rows (B, D) of token ids."""
+        ...
+
+    def scale(self) -> torch.Tensor:
+        """1 / temperature, a scalar."""
+        ...
+
+
+@dataclass
+class Model:
+    """A trained encoder with its card: bytes and sentences in, unit rows out."""
+
+    encoder: Any  # an Encoder that is an nn.Module
+    tokenizer: BpeTokenizer
+    card: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        module: nn.Module = self.encoder
+        module.to(self.device).eval()
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a vector."""
+        return int(self.encoder.embed_dim)
+
+    def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
+        """Unit rows, float32 (N, D), of JPEG or PNG pictures of `card["image_um"]` micrometres."""
+        px = int(self.card["image_px"])
+        return self._batched(
+            images,
+            lambda part: self.encoder.encode_images(
+                torch.from_numpy(np.stack([decode(picture, px) for picture in part])).to(self.device)
+            ),
+        )
+
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Unit rows, float32 (N, D), of gene sentences."""
+        return self._batched(
+            sentences,
+            lambda part: self.encoder.encode_tokens(torch.from_numpy(self.tokenizer(part)).to(self.device)),
+        )
+
+    def _batched(self, inputs: Sequence[Any], embed: Any) -> np.ndarray:
+        out_ND = np.zeros((len(inputs), self.embed_dim), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(inputs), EVAL_BATCH):
+                part = list(inputs[start : start + EVAL_BATCH])
+                out_ND[start : start + len(part)] = embed(part).float().cpu().numpy()
+        return out_ND
+
+
