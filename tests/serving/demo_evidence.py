@@ -81,7 +81,8 @@ def recipe(name: str, version: str, *, served: bool, seed: int) -> Recipe:
     loss = 3.2 * np.exp(-steps / 60) + 1.1 + 0.15 * draw.standard_normal(180)
     return Recipe(
         name=name, about="CLIP on a pretrained EfficientNet-Lite0" if served else "CoCa from scratch",
-        model_name="omiclip", model_version=version, model_uri=f"models:/omiclip/{version}", served=served, lake_version=5, train_steps=180,
+        model_name="omiclip", model_version=version, model_uri=f"models:/omiclip/{version}", served=served,
+        lake_version=5, train_steps=180,
         loss=tuple((int(s), float(v)) for s, v in zip(steps, loss, strict=True)), loss_first=float(loss[:18].mean()),
         loss_last=float(loss[-18:].mean()), genes_surviving_tokenizer=21.4,
         figures={

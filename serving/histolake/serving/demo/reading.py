@@ -1,8 +1,8 @@
 """The report's reading in words, made from the figures: what was learned, what was not, and how sure that is.
 
 A recall is a share of n patches, so its standard error is about sqrt(p (1 - p) / n). Spots of one section are
-neighbours and not independent, which makes the true error larger; two standard errors is therefore the least that counts
-as a difference, and a section is still one section.
+neighbours and not independent, which makes the true error larger; two standard errors is therefore the least that
+counts as a difference, and a section is still one section.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def _size(evidence: Evidence) -> str:
     sections = sum(1 for section in evidence.published if section.side == "train")
     patients = len({section.patient for section in evidence.published if section.side == "train"})
     return (
-        f"All of it was learned from {pairs:,} pairs of {_count(sections, 'section')} of {_count(patients, 'patient')}. "
-        "That is enough to see every part work, and far too little to trust a prediction."
+        f"All of it was learned from {pairs:,} pairs of {_count(sections, 'section')} of "
+        f"{_count(patients, 'patient')}. That is enough to see every part work, and far too little to trust a prediction."
     )
 
 

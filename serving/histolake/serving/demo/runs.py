@@ -114,7 +114,10 @@ def better(recipes: Sequence[Recipe]) -> tuple[tuple[Recipe, ...], str]:
         chosen = max(judged, key=lambda recipe: _rank(recipe) or ())
         others = ", ".join(f"{_recall(recipe)} for {recipe.name}" for recipe in judged if recipe is not chosen)
         against = f", against {others}" if others else ""
-        why = f"{chosen.name} is served: on the validation side its Recall@10% is the higher one, {_recall(chosen)}{against}."
+        why = (
+            f"{chosen.name} is served: its Recall@10% on the validation side is the higher one, "
+            f"{_recall(chosen)}{against}."
+        )
     return tuple(replace(recipe, served=recipe is chosen) for recipe in recipes), why
 
 
