@@ -143,7 +143,7 @@ def test_the_warp_is_what_the_truth_says(sections: dict[int, Path]) -> None:
         patient = np.stack([rows["patient_x_um"], rows["patient_y_um"]], axis=1)
         np.testing.assert_allclose(Warp(**stated)(xy), patient)
         moved = np.linalg.norm(patient - xy, axis=1)
-        assert (moved.max() == 0) if number == 1 else (40 < moved.mean() < 500)
+        assert (moved.max() < 1e-6) if number == 1 else (40 < moved.mean() < 500)
 
 
 def test_both_sections_show_one_anatomy() -> None:
@@ -152,8 +152,10 @@ def test_both_sections_show_one_anatomy() -> None:
     shares = anatomy.domains_at(warp(at))
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)
     np.testing.assert_array_equal(shares, anatomy.domains_at(warp(at)))
-    # Neighbouring points have neighbouring tissue: the warp is smooth.
-    assert np.abs(shares - anatomy.domains_at(warp(at + 5.0))).max() < 0.3
+    # The warp is smooth: no step is more than a third longer or shorter than it was.
+    for step in ((5.0, 0.0), (0.0, 5.0), (3.0, -4.0)):
+        length = np.linalg.norm(warp(at + step) - warp(at), axis=1) / 5.0
+        assert 0.67 < length.min() <= length.max() < 1.33
 
 
 def test_patients_are_stained_differently(
