@@ -14,7 +14,7 @@ from PIL import Image
 from histolake.ingestion.images import open_image
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import Listing, reader
-from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.simulate import simulate_section
 from histolake.ingestion.simulate.anatomy import DOMAINS, Warp, make_anatomy, make_warp
 from histolake.ingestion.simulate.expression import MARKERS
@@ -112,7 +112,7 @@ def test_domains_look_different_and_are_found_again_by_their_look(sections: dict
 
 def test_domains_speak_of_their_cells(sections: dict[int, Path]) -> None:
     slide, _ = judge_spots(read(sections[1]), QualitySettings())
-    told = dict(zip(slide.barcodes, sentences(slide.counts, slide.symbols, SentenceSettings()), strict=True))
+    told = dict(zip(slide.barcodes, gene_sentences(slide.counts, slide.symbols, SentenceSettings()), strict=True))
     truth = pq.read_table(sections[1] / "truth.parquet").to_pylist()
     for domain, cells in (
         ("tumour", "tumour"),
