@@ -86,7 +86,8 @@ def _her2st(folder: Location, file: str) -> Chosen:
     return Chosen(
         name="her2st",
         data="real",
-        why=f"{folder} holds her2st/: five sections of two HER2-positive breast tumours, patients C (C2 to C5) and A (A1)",
+        why=f"{folder} holds her2st/: five sections of two HER2-positive breast tumours, "
+        "patients C (C2 to C5) and A (A1)",
         sections={section: home.join(section).uri for section in HER2ST},
         metadata={section: {"patient": patient, **HER2ST_METADATA} for section, patient in HER2ST.items()},
         left_aside=tuple(

@@ -1,7 +1,7 @@
 """Gene sentences: symbols by falling expression (OmiCLIP's text).
 
-Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal genes are
-left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
+Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal
+genes are left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
 
 Axes: N spots, G genes.
 """
@@ -56,8 +56,8 @@ def sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings
 def _top_ranks(counts_NG: Any, rank_G: np.ndarray, told_G: np.ndarray, length: int) -> Iterator[np.ndarray]:
     """For each row, the symbol ranks of its highest genes, best first.
 
-    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits of a
-    positive float32 order as the float does; flipped, they order from high to low.
+    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits
+    of a positive float32 order as the float does; flipped, they order from high to low.
     """
     n = counts_NG.shape[0]
     row = np.repeat(np.arange(n, dtype=np.uint64), np.diff(counts_NG.indptr))

@@ -1,7 +1,7 @@
 """What workers do: look at a source, read it, and turn a run of its spots into one fragment of the lake.
 
-Nothing here talks to Ray, and nothing holds a slide's image: positions and sparse counts are in memory, regions of the image
-come and go. Errors of the data become `SourceError`; any other error is a defect and is raised.
+Nothing here talks to Ray, and nothing holds a slide's image: positions and sparse counts are in memory, regions of
+the image come and go. Errors of the data become `SourceError`; any other error is a defect and is raised.
 
 Axes: N spots, K neighbours, G genes, U genes of the lake.
 """
@@ -160,7 +160,8 @@ def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
 
 
 class SlideWorker:
-    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the same."""
+    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the
+    same."""
 
     def __init__(self, lake: Location, settings: IngestSettings) -> None:
         self._lake = Lake.open(lake)
@@ -168,14 +169,16 @@ class SlideWorker:
         self._open: _OpenSlide | None = None
 
     def write(self, work: Work) -> Written:
-        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are raised."""
-        told = {"slide_id": work.candidate.slide_id, "start": work.start}
+        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are
+        raised."""
+        slide_id, start = work.candidate.slide_id, work.start
         try:
             slide = self._slide(work.candidate)
             table, padded = slide.rows(work.start, work.stop)
         except SourceError as problem:
-            return Written(**told, problem=problem)
-        return Written(**told, fragment=work.writer.write(table), padded_patches=padded)
+            return Written(slide_id=slide_id, start=start, problem=problem)
+        fragment = work.writer.write(table)
+        return Written(slide_id=slide_id, start=start, fragment=fragment, padded_patches=padded)
 
     def _slide(self, candidate: Candidate) -> _OpenSlide:
         if self._open is None or self._open.candidate.slide_id != candidate.slide_id:

@@ -32,23 +32,14 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on actors would stand between our lines
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core's notes would stand between our lines
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if settings.address:
-        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        ray.init(
-            num_cpus=settings.cpus or max(os.cpu_count() or 1, MIN_CPUS),
-            object_store_memory=settings.object_store_mb << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+    with _core_silenced():
+        _connect(settings)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -56,3 +47,34 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(settings: ClusterSettings) -> None:
+    import ray
+
+    if settings.address:
+        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        num_cpus=settings.cpus or max(os.cpu_count() or 1, MIN_CPUS),
+        object_store_memory=settings.object_store_mb << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+@contextmanager
+def _core_silenced() -> Iterator[None]:
+    """Ray's core writes a line about its log level straight to file descriptor 2 when it starts; errors of starting are
+    Python exceptions and still come through."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

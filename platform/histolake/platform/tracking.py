@@ -1,16 +1,125 @@
-"""MLflow: where runs are tracked and models registered."""
+"""MLflow: where runs are tracked and models registered, in one place.
+
+By default that is a SQLite file in the working folder with the artifacts in a folder beside it; any MLflow server
+does, by its URI. The rule for MLflow's own variable: a value of ours (flag, HISTOLAKE_TRACKING__URI, histolake.toml)
+wins; where none is given, MLFLOW_TRACKING_URI is used if it is set; else the SQLite file.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TrackingSettings"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["TrackingSettings", "connect", "ensure_experiment", "models_that_saw", "tracking_uri"]
+
+DEFAULT_URI = "sqlite:///histolake-mlflow.db"
+
+# Tags of a run and of a model version that tie it to what it was learned from.
+TAG_LAKE_URI = "histolake.lake_uri"
+TAG_LAKE_VERSION = "histolake.lake_version"
+TAG_SPLIT = "histolake.split"
+LINEAGE_FILE = "lineage.json"  # artifact of a run: slides with their sides, ingest_ids and sources
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
     """Where runs and models are kept."""
 
-    uri: str = "sqlite:///histolake-mlflow.db"  # an MLflow tracking URI: a SQLite file or a server
-    artifacts: str = "histolake-mlflow"  # folder or URI for artifacts where the URI is a SQLite file
+    uri: str = DEFAULT_URI  # an MLflow tracking URI: a SQLite file or a server
+    artifacts: str = ""  # folder or URI for artifacts where the URI is a SQLite file; empty: NAME-artifacts beside it
     experiment: str = "histolake"  # MLflow experiment for runs
+    model: str = "omiclip"  # registered model that new versions are added to
+
+
+def tracking_uri(settings: TrackingSettings) -> str:
+    """The URI that is used (see the rule above), with the path of a SQLite file made absolute."""
+    uri = settings.uri
+    if uri == DEFAULT_URI:
+        uri = os.environ.get("MLFLOW_TRACKING_URI", uri)
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def connect(settings: TrackingSettings) -> MlflowClient:
+    """A client of the tracking server and registry; also makes both MLflow's defaults in this process."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its own bars would stand between the lines of our progress.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import logging
+
+    import mlflow
+
+    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    uri = tracking_uri(settings)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def ensure_experiment(settings: TrackingSettings, client: MlflowClient) -> str:
+    """The id of the experiment for runs, made where there is none."""
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(settings.experiment, artifact_location=_artifact_location(settings)))
+
+
+def _artifact_location(settings: TrackingSettings) -> str | None:
+    uri = tracking_uri(settings)
+    if not uri.startswith("sqlite:///"):
+        return settings.artifacts or None  # a server knows where its artifacts go
+    file = Path(uri.removeprefix("sqlite:///"))
+    place = settings.artifacts or str(file.with_name(f"{file.stem}-artifacts"))
+    return place if "://" in place else Path(place).absolute().as_uri()
+
+
+def models_that_saw(settings: TrackingSettings, lake_uri: str, slide_ids: Iterable[str]) -> list[str]:
+    """Registered versions (`name/version (side)`) of whose split some of these slides of this lake were a part.
+
+    Nothing is made where nothing is tracked. Needs no torch.
+    """
+    uri = tracking_uri(settings)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []
+    wanted = set(slide_ids)
+    client = connect(settings)
+    found = []
+    for version in _all(client.search_model_versions):
+        if version.tags.get(TAG_LAKE_URI) != lake_uri or not version.run_id:
+            continue
+        sides = sorted({slide["side"] for slide in read_lineage(client, version.run_id) if slide["slide_id"] in wanted})
+        if sides:
+            found.append(f"{version.name}/{version.version} ({', '.join(sides)})")
+    return sorted(found)
+
+
+def read_lineage(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:
+    """The slides of a run as its artifact `lineage.json` names them."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(run_id, LINEAGE_FILE, folder)
+        slides: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return slides
+
+
+def _all(search: Any) -> Iterable[Any]:
+    """Every page of a search."""
+    token = None
+    while True:
+        page = search(page_token=token) if token else search()
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -2,8 +2,8 @@
 
 Axes: B pictures, H height, W width, C channels (RGB). Pixels are uint8 until a model asks for its own numbers.
 
-Augmentation is a function of (seed, epoch, position in the epoch): the same pair is changed in the same way however many
-workers share the work, and after a resume.
+Augmentation is a function of (seed, epoch, position in the epoch): the same pair is changed in the same way however
+many workers share the work, and after a resume.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Augmentation:
 
     flips: bool = True  # flips and quarter turns: tissue has no up
     stain: float = 0.0  # standard deviation of the log gain of each stain, dimensionless
-    brightness: float = 0.0  # standard deviation of a shift of the optical density, dimensionless
+    density: float = 0.0  # relative standard deviation of the whole optical density, dimensionless
 
 
 def decode(picture: bytes, px: int) -> np.ndarray:
@@ -64,10 +64,10 @@ def augment(
         turns, flip = draw.integers(4), draw.integers(2)
         gain_3, shift = draw.normal(size=3), draw.normal()
         if options.flips:
-            image_HWC = np.rot90(image_HWC, turns)
+            image_HWC = np.rot90(image_HWC, int(turns))
             image_HWC = image_HWC[:, ::-1] if flip else image_HWC
-        if options.stain or options.brightness:
-            image_HWC = _restain(image_HWC, np.exp(options.stain * gain_3), options.brightness * shift)
+        if options.stain or options.density:
+            image_HWC = _restain(image_HWC, np.exp(options.stain * gain_3), options.density * shift)
         out.append(np.ascontiguousarray(image_HWC))
     return np.stack(out)
 

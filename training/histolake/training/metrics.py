@@ -21,8 +21,8 @@ def rank_quantiles(scores_QC: np.ndarray, own_Q: np.ndarray | None = None) -> np
 
 
 def recall_at(scores_QC: np.ndarray, fraction: float, own_Q: np.ndarray | None = None) -> float:
-    """Share of the queries whose own candidate is among the best `fraction` of the list (Recall@5% is 0.05; METHODS 1.3.4
-    of OmiCLIP: K is a quantile of the candidates, so a random ranker scores `fraction`).
+    """Share of the queries whose own candidate is among the best `fraction` of the list (Recall@5% is 0.05; METHODS
+    1.3.4 of OmiCLIP: K is a quantile of the candidates, so a random ranker scores `fraction`).
 
     A candidate that straddles the border (because of a tie, or because C x fraction is no whole number) counts by the
     share of it that lies inside, so that chance is exactly `fraction` at any C.
@@ -43,7 +43,9 @@ def pearson_per_gene(predicted_NG: np.ndarray, measured_NG: np.ndarray) -> np.nd
     b_NG = b_NG - b_NG.mean(axis=0)
     spread_G = np.sqrt((a_NG**2).sum(axis=0) * (b_NG**2).sum(axis=0))
     # A constant column leaves rounding noise behind, which is no spread.
-    scale_G = np.sqrt(len(a_NG)) * (np.abs(predicted_NG).max(axis=0, initial=0) + np.abs(measured_NG).max(axis=0, initial=0))
+    scale_G = np.sqrt(len(a_NG)) * (
+        np.abs(predicted_NG).max(axis=0, initial=0) + np.abs(measured_NG).max(axis=0, initial=0)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         r_G = (a_NG * b_NG).sum(axis=0) / spread_G
     return np.where(np.sqrt(spread_G) > 1e-9 * np.maximum(scale_G, 1e-300), r_G, np.nan)

@@ -25,15 +25,13 @@ def info_nce(
     scale: torch.Tensor,
     *,
     ignore_BB: torch.Tensor | None = None,
-    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Mean of both directions of the symmetric InfoNCE (OmiCLIP eq. 1 prints their sum; CLIP the mean: a factor 2).
 
     `ignore_BB` (bool) marks pairs that are no true negatives, such as neighbours; the diagonal is never ignored.
-    `smoothing` gives that share of each target to all candidates alike.
     """
     labels_B = torch.arange(len(image_BD), device=image_BD.device)
-    return _both_directions(image_BD, text_BD, image_BD, text_BD, scale, labels_B, ignore_BB, smoothing)
+    return _both_directions(image_BD, text_BD, image_BD, text_BD, scale, labels_B, ignore_BB)
 
 
 def info_nce_distributed(
@@ -42,17 +40,16 @@ def info_nce_distributed(
     scale: torch.Tensor,
     *,
     ignore_BN: torch.Tensor | None = None,
-    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """This process's share of `info_nce` on the joined batch: the mean over processes is the joined loss, and the mean
     of the gradients is its gradient. Every process must hold the same number of pairs."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return info_nce(image_BD, text_BD, scale, ignore_BB=ignore_BN, smoothing=smoothing)
+        return info_nce(image_BD, text_BD, scale, ignore_BB=ignore_BN)
     image_ND = gather_with_gradient(image_BD)
     text_ND = gather_with_gradient(text_BD)
     first = dist.get_rank() * len(image_BD)
     labels_B = torch.arange(first, first + len(image_BD), device=image_BD.device)
-    return _both_directions(image_BD, text_BD, image_ND, text_ND, scale, labels_B, ignore_BN, smoothing)
+    return _both_directions(image_BD, text_BD, image_ND, text_ND, scale, labels_B, ignore_BN)
 
 
 def _both_directions(
@@ -63,20 +60,14 @@ def _both_directions(
     scale: torch.Tensor,
     labels_B: torch.Tensor,
     ignore_BN: torch.Tensor | None,
-    smoothing: float,
 ) -> torch.Tensor:
     of_image_BN = scale * image_BD @ text_ND.T
     of_text_BN = scale * text_BD @ image_ND.T
     if ignore_BN is not None:
         own_BN = F.one_hot(labels_B, num_classes=len(text_ND)).bool()
-        # A large finite number, because a smoothed target times minus infinity is not a number.
-        hidden = torch.finfo(of_image_BN.dtype).min / 4
-        of_image_BN = of_image_BN.masked_fill(ignore_BN & ~own_BN, hidden)
-        of_text_BN = of_text_BN.masked_fill(ignore_BN & ~own_BN, hidden)
-    return (
-        F.cross_entropy(of_image_BN, labels_B, label_smoothing=smoothing)
-        + F.cross_entropy(of_text_BN, labels_B, label_smoothing=smoothing)
-    ) / 2
+        of_image_BN = of_image_BN.masked_fill(ignore_BN & ~own_BN, -torch.inf)
+        of_text_BN = of_text_BN.masked_fill(ignore_BN & ~own_BN, -torch.inf)
+    return (F.cross_entropy(of_image_BN, labels_B) + F.cross_entropy(of_text_BN, labels_B)) / 2
 
 
 class _Gather(torch.autograd.Function):
@@ -97,4 +88,4 @@ class _Gather(torch.autograd.Function):
 
 def gather_with_gradient(own_BD: torch.Tensor) -> torch.Tensor:
     """The rows of every process in order of rank, (N, D); gradients flow back to the process that owns each row."""
-    return _Gather.apply(own_BD)  # type: ignore[no-untyped-call, no-any-return]  # torch's autograd has no types here
+    return _Gather.apply(own_BD)

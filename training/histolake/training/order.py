@@ -1,9 +1,9 @@
 """In which order pairs are read: a pure function of (chunks, seed, epoch), with no state of its own.
 
-The shuffle has two levels. Chunks (runs of rows, known from the catalogue alone) are permuted; consecutive permuted chunks
-form windows of bounded size, and the rows of a window are permuted among themselves. So a position in the epoch leads to
-a chunk and a row by arithmetic, a step can be started at without reading what came before it, and no list of all rows
-ever exists: memory holds one number a chunk and the rows of one window.
+The shuffle has two levels. Chunks (runs of rows, known from the catalogue alone) are permuted; consecutive permuted
+chunks form windows of bounded size, and the rows of a window are permuted among themselves. So a position in the epoch
+leads to a chunk and a row by arithmetic, a step can be started at without reading what came before it, and no list of
+all rows ever exists: memory holds one number a chunk and the rows of one window.
 
 Every worker computes the same sequence and takes its slice of each global batch.
 """

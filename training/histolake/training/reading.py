@@ -1,8 +1,8 @@
 """Pairs of a pinned lake version, batch by batch, in a global order that does not depend on how many workers share it.
 
-The order is `order.Order`'s; rank r of n takes its slice of each global batch, so (seed, epoch, step, global batch) is all
-the state there is. A worker reads only its own rows, a window at a time and chunk by chunk: few, large takes. JPEG bytes
-wait undecoded; a thread decodes and augments the next batches while the model is busy with this one.
+The order is `order.Order`'s; rank r of n takes its slice of each global batch, so (seed, epoch, step, global batch) is
+all the state there is. A worker reads only its own rows, a window at a time and chunk by chunk: few, large takes. JPEG
+bytes wait undecoded; a thread decodes and augments the next batches while the model is busy with this one.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class PairReader:
         missing = sum(row[1] is None for row in rows)
         if missing:
             raise UsageError(
-                f"{missing} of {len(rows)} pairs have no {self._columns[1]}; name slides that have an image to train on."
+                f"{missing} of {len(rows)} pairs have no {self._columns[1]}; name slides that have an image."
             )
         images = [decode(row[1], self._px) for row in rows]
         image_BHWC = (
@@ -134,7 +134,9 @@ class PairReader:
         for chunk, rows in wanted.items():
             table = self._snapshot.read(self._chunks[chunk], self._columns, sorted(rows))
             columns = [table[name].to_pylist() for name in self._columns]
-            held |= {Place(chunk, row): values for row, values in zip(sorted(rows), zip(*columns, strict=True), strict=True)}
+            held |= {
+                Place(chunk, row): values for row, values in zip(sorted(rows), zip(*columns, strict=True), strict=True)
+            }
         return held
 
 

@@ -1,8 +1,8 @@
 """Sentences to token ids, and how much of a sentence reaches the encoder.
 
-`bpe` is the tokenizer of the paper (open_clip's byte pairs, context 76). A gene symbol costs nearly three byte pairs, so
-of a sentence of 50 symbols only about half fit beside the start and end tokens; the rest is cut off without a word. That
-is why `genes_surviving` exists and is logged with every run.
+`bpe` is the tokenizer of the paper (open_clip's byte pairs, context 76). A gene symbol costs nearly three byte pairs,
+so of a sentence of 50 symbols only about half fit beside the start and end tokens; the rest is cut off without a word.
+That is why `genes_surviving` exists and is logged with every run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BpeTokenizer:
         return tuple(self._inner.encode(symbol))
 
     def __call__(self, sentences: Sequence[str]) -> np.ndarray:
-        """Token ids, int64 (N, context): start, symbols, end, then zeros. A long sentence is cut before its end token."""
+        """Token ids, int64 (N, context): start, symbols, end, zeros. A long sentence is cut before its end token."""
         tokens_NL = np.zeros((len(sentences), self.context), dtype=np.int64)
         for row, sentence in enumerate(sentences):
             ids = [token for symbol in sentence.split() for token in self._symbol(symbol)][: self.context - 2]

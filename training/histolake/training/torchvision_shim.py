@@ -1,9 +1,9 @@
 """Lets torchvision be imported beside a torch built without CUDA.
 
 The wheel of torchvision on PyPI is built against CUDA. Beside a CPU build of torch its compiled operators cannot be
-loaded, and `import torchvision` then fails with "operator torchvision::nms does not exist", because it registers a fake
-kernel for an operator that nobody has defined. open_clip and timm import torchvision, so they fail too. None of our code
-uses those operators (boxes), so declaring their signatures is enough.
+loaded, and `import torchvision` then fails with "operator torchvision::nms does not exist", because it registers a
+fake kernel for an operator that nobody has defined. open_clip and timm import torchvision, so they fail too. None of
+our code uses those operators (boxes), so declaring their signatures is enough.
 
 `import_torchvision()` tries the real thing first and declares the operators only after that has failed: on a machine
 with a matching build nothing is changed. Call it before open_clip or timm is imported, in every process.

@@ -84,5 +84,3 @@ class Model:
                 part = list(inputs[start : start + EVAL_BATCH])
                 out_ND[start : start + len(part)] = embed(part).float().cpu().numpy()
         return out_ND
-
-

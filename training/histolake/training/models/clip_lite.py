@@ -1,10 +1,10 @@
 """A CLIP that starts from a picture tower which has already learned to see.
 
-The picture tower is EfficientNet-Lite0 with the ImageNet weights that a package ships (4.7 M parameters, Apache-2.0), so
-that a few hundred pairs on a CPU are enough to learn something. It stays frozen; what is trained is a projection of the
-mean activations of several of its depths (texture is in the middle of such a network, objects at its end), and a small
-text tower over the same tokens as OmiCLIP's: their weighted mean, since a sentence is a ranking, with a learned weight
-for each position.
+The picture tower is EfficientNet-Lite0 with the ImageNet weights that a package ships (4.7 M parameters, Apache-2.0),
+so that a few hundred pairs on a CPU are enough to learn something. It stays frozen; what is trained is a projection of
+the mean activations of several of its depths (texture is in the middle of such a network, objects at its end), and a
+small text tower over the same tokens as OmiCLIP's: their weighted mean, since a sentence is a ranking, with a learned
+weight for each position.
 
 Outside training a picture's vector is the mean over its four quarter turns: tissue has no up.
 """
@@ -33,9 +33,10 @@ HEAD_WIDTH = 1280
 class ClipLiteConfig:
     """Sizes of both towers."""
 
-    embed_dim: int = 64  # width of a vector
+    embed_dim: int = 128  # width of a vector
     image_px: int = 128  # pixels, width of the square input
-    image_dropout: float = 0.3  # share of the frozen activations left out in training
+    image_hidden: int = 256  # width of the hidden layer between the frozen activations and the vector
+    image_dropout: float = 0.5  # share of the activations left out before each layer in training
     text_width: int = 128  # width of a token's vector
     text_dropout: float = 0.3
     token_dropout: float = 0.0  # share of the tokens left out of each sentence in training
@@ -52,12 +53,14 @@ class LiteTrunk(nn.Module):
     """EfficientNet-Lite0 as a frozen reader of texture: pictures to the mean activations of its depths."""
 
     width = sum(DEPTHS.values()) + HEAD_WIDTH
+    mean_C: torch.Tensor
+    std_C: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         from efficientnet_lite_pytorch import EfficientNet
 
-        self.net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        self.net: Any = EfficientNet.from_name("efficientnet-lite0")
         # Channels last: more than twice as fast on a CPU, where depth-wise convolutions wait for memory.
         self.net.to(memory_format=torch.channels_last)
         self.requires_grad_(False)
@@ -80,7 +83,7 @@ class LiteTrunk(nn.Module):
         """Mean activations (B, width) of uint8 pictures."""
         x = ((image_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
         x = x.contiguous(memory_format=torch.channels_last)
-        net: Any = self.net
+        net = self.net
         x = net._swish(net._bn0(net._conv_stem(x)))
         read = []
         for depth, block in enumerate(net._blocks):
@@ -118,6 +121,9 @@ class RankedBag(nn.Module):
 class ClipLiteEncoder(nn.Module):
     """The frozen trunk with its projection beside the bag of tokens, as an `Encoder`."""
 
+    centre_W: torch.Tensor
+    spread_W: torch.Tensor
+
     def __init__(self, config: ClipLiteConfig) -> None:
         super().__init__()
         self.embed_dim = config.embed_dim
@@ -127,8 +133,13 @@ class ClipLiteEncoder(nn.Module):
         # Mean and deviation of the trunk's activations, measured on training pictures before the first step.
         self.register_buffer("centre_W", torch.zeros(LiteTrunk.width))
         self.register_buffer("spread_W", torch.ones(LiteTrunk.width))
-        self.dropout = nn.Dropout(config.image_dropout)
-        self.project = nn.Linear(LiteTrunk.width, config.embed_dim)
+        self.project = nn.Sequential(
+            nn.Dropout(config.image_dropout),
+            nn.Linear(LiteTrunk.width, config.image_hidden),
+            nn.GELU(),
+            nn.Dropout(config.image_dropout),
+            nn.Linear(config.image_hidden, config.embed_dim),
+        )
         self.text = RankedBag(config)
         self.log_scale = nn.Parameter(
             -torch.tensor(config.init_temperature).log(), requires_grad=config.learn_temperature
@@ -150,7 +161,7 @@ class ClipLiteEncoder(nn.Module):
 
     def _encode_as_is(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         read_BW = (self.trunk(image_BHWC) - self.centre_W) / self.spread_W
-        return F.normalize(self.project(self.dropout(read_BW)), dim=-1)
+        return F.normalize(self.project(read_BW), dim=-1)
 
     def encode_tokens(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.text(tokens_BL), dim=-1)

@@ -1,9 +1,9 @@
 """OmiCLIP: the contrastive half of open_clip's CoCa, at any size of the ViT-L/14 family.
 
 The architecture is open_clip's own class, built from a configuration with the same fields as its `coca_ViT-L-14`; a
-state dict of one is a state dict of the other. The caption decoder is part of it, so that published checkpoints fit, but
-it is neither run nor trained: OmiCLIP describes the contrastive loss alone, and open_clip's `forward` would compute the
-captions even at weight 0.
+state dict of one is a state dict of the other. The caption decoder is part of it, so that published checkpoints fit,
+but it is neither run nor trained: OmiCLIP describes the contrastive loss alone, and open_clip's `forward` would
+compute the captions even at weight 0.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class CocaConfig:
 class CocaEncoder(nn.Module):
     """open_clip's CoCa as an `Encoder`."""
 
+    mean_C: torch.Tensor
+    std_C: torch.Tensor
+
     def __init__(self, config: CocaConfig) -> None:
         super().__init__()
         import_torchvision()
@@ -58,7 +61,7 @@ class CocaEncoder(nn.Module):
 
         self.embed_dim = config.embed_dim
         self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
-        self.coca: nn.Module = CoCa(
+        self.coca: Any = CoCa(
             embed_dim=config.embed_dim,
             vision_cfg={
                 "image_size": config.image_px,
@@ -115,5 +118,3 @@ class CocaEncoder(nn.Module):
 def build_coca(config: Mapping[str, Any]) -> CocaEncoder:
     """A fresh model of that configuration, weights drawn from torch's generator."""
     return CocaEncoder(CocaConfig(**config))
-
-

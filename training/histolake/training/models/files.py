@@ -1,12 +1,14 @@
 """A model as a folder: `model.json` (its card) and `weights.safetensors`, with `reference/` beside them.
 
-The folder is a promise: name and version of the format are in the card, and a card of another version is refused by name.
+The folder is a promise: name and version of the format are in the card, and a card of another version is refused by
+name.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch import nn
 
 from histolake.platform.errors import ModelError
 from histolake.training.models.base import Model
-from histolake.training.models.clip_lite import build_clip_lite
-from histolake.training.models.coca import build_coca
+from histolake.training.models.clip_lite import ClipLiteConfig, build_clip_lite
+from histolake.training.models.coca import CocaConfig, build_coca
 from histolake.training.tokenizers import make_tokenizer
 
 __all__ = ["ARCHITECTURES", "FORMAT", "FORMAT_VERSION", "build_encoder", "load_model", "save_model"]
@@ -26,6 +28,13 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"coca": build_coca, "clip-lite": build_clip_lite}
+
+_CONFIGS: dict[str, type[Any]] = {"coca": CocaConfig, "clip-lite": ClipLiteConfig}
+
+
+def config_defaults(architecture: str) -> dict[str, Any]:
+    """Every field of an architecture's configuration with its default."""
+    return {field.name: field.default for field in fields(_CONFIGS[architecture])}
 
 
 def build_encoder(config: Mapping[str, Any]) -> Any:
@@ -80,4 +89,6 @@ def load_model(folder: str | Path, device: str = "cpu") -> Model:
         encoder.load_state_dict(load_file(weights))
     except RuntimeError as error:
         raise ModelError(f"The weights in {folder} are of another architecture than its card says: {error}") from error
-    return Model(encoder=encoder, tokenizer=make_tokenizer(card["tokenizer"], card["context"]), card=card, device=device)
+    return Model(
+        encoder=encoder, tokenizer=make_tokenizer(card["tokenizer"], card["context"]), card=card, device=device
+    )

@@ -1,0 +1,196 @@
+"""Commands of training: `histolake recipes`, `histolake train`, `histolake models`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, show
+
+if TYPE_CHECKING:
+    from histolake.platform.splits import Split
+    from histolake.platform.tracking import TrackingSettings
+
+__all__ = ["models", "recipes", "train"]
+
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking", help="MLflow tracking URI; the setting tracking.uri if not given.")
+]
+
+models = typer.Typer(
+    name="models",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="List registered models, promote one, or trace one to the slides that it saw.",
+)
+
+
+def recipes(as_json: JsonFlag = False) -> None:
+    """List what can be trained: each recipe, its model, its steps and batch.
+
+    Change a value with `histolake train RECIPE --set key=value`; `--json` shows every key.
+
+    Example: `histolake recipes --json`
+    """
+    from histolake.training.recipes import RECIPES, as_params
+
+    rows = [as_params(recipe) | {"name": recipe.name, "summary": recipe.summary} for recipe in RECIPES.values()]
+    columns = ["name", "summary", "model.architecture", "image_column", "steps", "global_batch", "lr"]
+    show(rows, columns, as_json=as_json, empty="")
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe, as `histolake recipes` lists them.")],
+    lake_uri: LakeOption = None,
+    version: VersionOption = None,
+    split: Annotated[Path | None, typer.Option(help="JSON file of a split.", exists=True, dir_okay=False)] = None,
+    train_slides: Annotated[str | None, typer.Option(help="Slides that train, comma-separated.")] = None,
+    validation_slides: Annotated[str, typer.Option(help="Slides that validate, comma-separated.")] = "",
+    test_slides: Annotated[str, typer.Option(help="Slides kept for the test, comma-separated.")] = "",
+    cuts_units: Annotated[bool, typer.Option(help="The lists may put one patient's slides on several sides.")] = False,
+    workers: Annotated[int, typer.Option(help="Training workers: processes on CPUs, or one a GPU.")] = 2,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's if not given.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, repeatable.")] = None,
+    include_low_resolution: Annotated[bool, typer.Option(help="Train on slides flagged low_resolution too.")] = False,
+    name: Annotated[str | None, typer.Option(help="Registered model; the setting tracking.model if not given.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Alias of the new version, beside the recipe's name.")] = None,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run; the same name and storage resume it.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URI that keeps checkpoints.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; else Ray is started here.")] = None,
+    tracking: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a recipe on one version of a lake and register the model.
+
+    The slides of each side are named in lists or by a split's JSON file; without either, 80% of the patients train, 10%
+    validate and 10% test, by a fixed draw. The run, its figures and its lineage are tracked in MLflow.
+
+    Example: `histolake train clip-lite0 --lake /data/lake --train-slides study/C2,study/C3 --validation-slides study/C5
+    --cuts-units --set steps=40`
+    """
+    from histolake.platform.commands import open_lake
+    from histolake.platform.settings import load_settings
+    from histolake.training.recipes import find_recipe, with_overrides
+    from histolake.training.run import train as run_training
+
+    wanted = with_overrides(find_recipe(recipe), _changes(changes or [], steps))
+    sides = _split(split, train_slides, validation_slides, test_slides, cuts_units=cuts_units)
+    settings = load_settings({"cluster.address": address, "tracking.uri": tracking})
+    snapshot = open_lake(lake_uri).at(version)
+    trained = run_training(
+        wanted,
+        snapshot,
+        sides,
+        tracking=settings.section("tracking"),
+        cluster=settings.section("cluster"),
+        workers=workers,
+        name=name,
+        aliases=tuple(alias or ()),
+        include_low_resolution=include_low_resolution,
+        run_name=run_name,
+        storage=storage,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(trained).items()}
+    columns = ["model_uri", "recipe", "lake_version", "train_steps", "loss_first", "loss_last", "seconds"]
+    show([_rounded(row) if not as_json else row], columns, as_json=as_json, empty="")
+
+
+@models.callback(invoke_without_command=True)
+def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonFlag = False) -> None:
+    """List registered models: each version, its aliases, recipe, lake version and validation figures.
+
+    Example: `histolake models --json`
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from histolake.training.registry import list_models
+
+    rows = list_models(_tracking(tracking))
+    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct"]
+    shown = rows if as_json else [_rounded(dict.fromkeys(columns) | row) for row in rows]
+    show(shown, columns, as_json=as_json, empty="No models are registered; `histolake train` makes one.")
+
+
+@models.command("lineage")
+def show_lineage(
+    model: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, with or without models:/ before it.")],
+    tracking: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Trace a model to the lake version and the slides of each side, with their sources.
+
+    Example: `histolake models lineage omiclip@champion`
+    """
+    from histolake.training.registry import lineage
+
+    rows = lineage(model, _tracking(tracking))
+    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source"]
+    show(rows, columns, as_json=as_json, empty="The model's run names no slides.")
+
+
+@models.command("promote")
+def promote_version(
+    model: Annotated[str, typer.Argument(help="NAME/VERSION.")],
+    alias: Annotated[str, typer.Option(help="The alias that shall point at it.")] = "champion",
+    tracking: TrackingOption = None,
+) -> None:
+    """Let an alias point at a version: `champion` is what is served by default.
+
+    Example: `histolake models promote omiclip/2`
+    """
+    from histolake.platform.errors import UsageError
+    from histolake.training.registry import promote
+
+    name, slash, version = model.removeprefix("models:/").rpartition("/")
+    if not slash or not version.isdigit():
+        raise UsageError(f"{model!r} names no version; write NAME/VERSION, such as omiclip/2.")
+    promote(_tracking(tracking), name, version, alias)
+    typer.echo(f"{name}@{alias} is now version {version}", err=True)
+
+
+def _tracking(uri: str | None) -> TrackingSettings:
+    from histolake.platform.settings import load_settings
+
+    section: TrackingSettings = load_settings({"tracking.uri": uri}).section("tracking")
+    return section
+
+
+def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
+    from histolake.platform.errors import UsageError
+
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set is {pair!r}; write key=value, such as --set lr=0.0005.")
+        changes[key.strip()] = value.strip()
+    return changes if steps is None else changes | {"steps": str(steps)}
+
+
+def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
+    from histolake.platform.errors import SplitError, UsageError
+    from histolake.platform.splits import Split
+
+    if file is not None:
+        if train is not None:
+            raise UsageError("Give either --split or --train-slides, not both.")
+        try:
+            return Split.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise SplitError(f"{file} holds no JSON: {error}.") from error
+    if train is None:
+        if validation or test:
+            raise UsageError("--validation-slides and --test-slides need --train-slides beside them.")
+        return Split.by_unit({"train": 0.8, "validation": 0.1, "test": 0.1})
+    lists = [[part.strip() for part in text.split(",") if part.strip()] for text in (train, validation, test)]
+    return Split.named(train=lists[0], validation=lists[1], test=lists[2], cuts_units=cuts_units)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}

@@ -1,0 +1,209 @@
+"""Registered models: published to MLflow, found again by URI, listed, promoted, and traced to the slides they saw."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histolake.platform.errors import ModelError
+from histolake.platform.tracking import (
+    TAG_LAKE_URI,
+    TAG_LAKE_VERSION,
+    TAG_SPLIT,
+    TrackingSettings,
+    connect,
+    read_lineage,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["CHAMPION", "ResolvedModel", "lineage", "list_models", "promote", "register", "resolve_model"]
+
+CHAMPION = "champion"
+TAG_RECIPE = "histolake.recipe"
+TAG_SIMULATED = "histolake.simulated"
+FIGURE_PREFIX = "validation_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model folder on this machine, and the registered name and version it came from (empty for a plain folder)."""
+
+    path: Path
+    name: str
+    version: str
+    uri: str
+
+
+def register(
+    client: MlflowClient, folder: Path, *, run_id: str, name: str, tags: Mapping[str, str], aliases: tuple[str, ...]
+) -> str:
+    """Log a model folder to a run as an MLflow model with a signature, register it, set aliases; gives the version."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "image", required=False), ColSpec("string", "sentence", required=False)]),
+        outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
+    )
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"model": str(folder)},
+            signature=signature,
+            input_example=None,
+            pip_requirements=["histolake"],
+        )
+    if not _registered(client, name):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name=name, source=logged.model_uri, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+    ).version
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version)
+    return str(version)
+
+
+def promote(settings: TrackingSettings, name: str, version: str | int, alias: str = CHAMPION) -> None:
+    """Let an alias point at a version, taking it from the version that had it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        connect(settings).set_registered_model_alias(name, alias, str(version))
+    except MlflowException as error:
+        raise ModelError(f"{name}/{version} cannot be promoted to {alias!r}: {error.message}") from error
+
+
+def resolve_model(uri: str, settings: TrackingSettings) -> ResolvedModel:
+    """The model folder behind `models:/name@alias`, `models:/name/3`, `runs:/<id>/model` or a folder's path.
+
+    Raises `ModelError` if there is none.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        path = Path(uri.removeprefix("file://"))
+        if not (path / "model.json").is_file():
+            raise ModelError(f"{uri} is neither a model folder nor models:/NAME@ALIAS; `histolake models` lists them.")
+        return ResolvedModel(path=path, name=path.name, version="", uri=uri)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    try:
+        name, version = _named(client, uri)
+        pinned = f"models:/{name}/{version}" if name else uri
+        root = Path(download_artifacts(artifact_uri=pinned))
+    except MlflowException as error:
+        raise ModelError(f"There is no model {uri} ({error.message}); `histolake models` lists them.") from error
+    found = sorted(root.rglob("model.json"))
+    if not found:
+        raise ModelError(f"{uri} was not made by histolake: it holds no model.json.")
+    return ResolvedModel(path=found[0].parent, name=name, version=version, uri=pinned)
+
+
+def list_models(settings: TrackingSettings) -> list[dict[str, Any]]:
+    """Every version of every model of ours, one flat row each, newest last."""
+    client = connect(settings)
+    rows = []
+    for registered in _pages(client.search_registered_models):
+        aliases: dict[str, list[str]] = {}
+        for alias, version in registered.aliases.items():
+            aliases.setdefault(str(version), []).append(alias)
+        for version in _pages(client.search_model_versions, filter_string=f"name='{registered.name}'"):
+            rows.append(_row(client, version, sorted(aliases.get(str(version.version), []))))
+    return sorted(rows, key=lambda row: (row["name"], row["version"]))
+
+
+def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
+    """The slides behind a model, one row each: lake and its version, side, study, patient, source."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    try:
+        name, version = _named(client, uri if uri.startswith("models:/") else f"models:/{uri}")
+        found = client.get_model_version(name, version)
+        slides = read_lineage(client, str(found.run_id))
+    except MlflowException as error:
+        raise ModelError(f"There is no model {uri} ({error.message}); `histolake models` lists them.") from error
+    head = {
+        "model": f"{name}/{version}",
+        "run_id": found.run_id,
+        "lake_uri": found.tags.get(TAG_LAKE_URI),
+        "lake_version": _number(found.tags.get(TAG_LAKE_VERSION)),
+    }
+    return [head | slide for slide in slides]
+
+
+def write_json(client: MlflowClient, run_id: str, name: str, content: Any) -> None:
+    """Add a JSON file to a run's artifacts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        client.log_artifact(run_id, str(path))
+
+
+def _named(client: MlflowClient, uri: str) -> tuple[str, str]:
+    """Name and version of a `models:/` URI; both empty for a run's."""
+    if not uri.startswith("models:/"):
+        return "", ""
+    reference = uri.removeprefix("models:/")
+    name, at, alias = reference.partition("@")
+    if at:
+        return name, str(client.get_model_version_by_alias(name, alias).version)
+    name, slash, version = reference.rpartition("/")
+    if not slash:
+        raise ModelError(f"{uri} names no version; write models:/{reference}@ALIAS or models:/{reference}/VERSION.")
+    return name, version
+
+
+def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, Any]:
+    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    row = {
+        "name": version.name,
+        "version": int(version.version),
+        "aliases": ",".join(aliases),
+        "recipe": version.tags.get(TAG_RECIPE),
+        "lake_uri": version.tags.get(TAG_LAKE_URI),
+        "lake_version": _number(version.tags.get(TAG_LAKE_VERSION)),
+        "simulated": version.tags.get(TAG_SIMULATED) == "true",
+        "run_id": version.run_id,
+    }
+    return row | {key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)}
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _registered(client: MlflowClient, name: str) -> bool:
+    return any(found.name == name for found in _pages(client.search_registered_models, filter_string=f"name='{name}'"))
+
+
+def _pages(search: Any, **what: Any) -> Any:
+    token = None
+    while True:
+        page = search(**what, page_token=token) if token else search(**what)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def model_tags(
+    *, recipe: str, lake_uri: str, lake_version: int, split: Mapping[str, Any], simulated: bool
+) -> dict[str, str]:
+    """The tags that tie a run and its model version to what they were learned from."""
+    return {
+        TAG_RECIPE: recipe,
+        TAG_LAKE_URI: lake_uri,
+        TAG_LAKE_VERSION: str(lake_version),
+        TAG_SPLIT: json.dumps(split),
+        TAG_SIMULATED: str(simulated).lower(),
+    }
