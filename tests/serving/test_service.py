@@ -201,7 +201,9 @@ def test_large_bodies_are_refused_unread(client: Client, query_images: list[byte
 
 def test_the_routes_are_described(client: Client) -> None:
     described = httpx.get(f"{client.url}/openapi.json").json()
-    assert {"/healthz", "/v1/model", "/v1/embed", "/v1/retrieve", "/v1/predict", "/v1/annotate"} <= set(described["paths"])
+    assert {"/healthz", "/v1/model", "/v1/embed", "/v1/retrieve", "/v1/predict", "/v1/annotate"} <= set(
+        described["paths"]
+    )
     answer = described["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert answer == {"$ref": "#/components/schemas/PredictAnswer"}
 
