@@ -97,18 +97,20 @@ def evaluate(
 
     Example: `histolake evaluate models:/omiclip@champion --lake ./lake --side validation --side test --out out.json`
     """
-    from rich.console import Console
-
     from histolake.platform.errors import UsageError
-    from histolake.platform.lake import Lake
-    from histolake.platform.settings import load_settings
-    from histolake.serving.evaluation.protocol import Evaluator
-    from histolake.serving.published import find_published
 
     sides = side or ["test"]
     wrong = [name for name in sides if name not in SIDES]
     if wrong:
         raise UsageError(f"--side is {wrong[0]!r}; it is validation or test.")
+
+    from rich.console import Console
+
+    from histolake.platform.lake import Lake
+    from histolake.platform.settings import load_settings
+    from histolake.serving.evaluation.protocol import Evaluator
+    from histolake.serving.published import find_published
+
     settings = load_settings()
     uri = lake or settings.lake
     if uri is None:

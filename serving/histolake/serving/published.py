@@ -16,7 +16,7 @@ class Published:
 
     uri: str  # models:/NAME/VERSION, or a folder
     name: str
-    version: str
+    version: str  # empty for a folder
     folder: str  # where it was found on the machine that resolved it
 
     def local(self) -> Path:
@@ -31,5 +31,5 @@ def find_published(uri: str, settings: Settings) -> Published:
     """Resolve an alias or a version to a pinned model. Raises `ModelError` if there is none."""
     from histolake.training.registry import resolve_model
 
-    found = resolve_model(uri, settings)
-    return Published(uri=found.uri, name=found.name, version=str(found.version), folder=str(found.folder))
+    found = resolve_model(uri, settings.section("tracking"))
+    return Published(uri=found.uri, name=found.name, version=found.version, folder=str(found.path.resolve()))

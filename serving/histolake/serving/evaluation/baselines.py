@@ -4,16 +4,16 @@ All three are fitted on training slides alone; what can be chosen is chosen on v
 its frozen features (`features`) of the spot patch, the niche patch, or both.
 
 - mean: every spot gets the training mean of each gene.
-- ridge: linear regression of expression on the features, penalty chosen (HEST's protocol with its alpha chosen).
+- ridge: linear regression of expression on the features, penalty chosen (HEST's protocol, its alpha chosen).
 - CCA: linear canonical correlation between features and components of expression; ranks a section's spots by the cosine
   of their canonical variates, as a contrastive model ranks them by the cosine of its vectors.
 
-Axes: N spots, F features, G genes, P and Q components of image and expression.
+Axes: N spots, F features, G genes, P components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -29,14 +29,18 @@ from histolake.training.metrics import rank_quantiles
 __all__ = ["FEATURE_SETS", "Baselines", "Ridge", "features_of", "fit_baselines"]
 
 FEATURE_SETS = {"spot": ("spot_image",), "niche": ("niche_image",), "spot+niche": ("spot_image", "niche_image")}
-ALPHAS = tuple(10.0**power for power in range(7))
+# Penalties as a share of the summed variance of the features, so that they mean the same for any number of spots.
+ALPHAS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 IMAGE_COMPONENTS = (32, 128)
 EXPRESSION_COMPONENTS = (16, 64, 256)
 SHRINKAGE = (0.03, 0.3, 1.0, 3.0)
+# What is taken where nothing can be chosen, because there is a single slide.
+RIDGE_UNCHOSEN = {"features": "spot+niche", "alpha": 0.01}
+CCA_UNCHOSEN = {"features": "spot+niche", "image_components": 32, "expression_components": 16, "shrinkage": 1.0}
 # Genes that the expression components are made of.
 CCA_GENES = 2000
 
-# Images to features: `FrozenFeatures`, or anything that does the same.
+# Frozen features (N, F) of a section's pictures in a column.
 FeatureMaker = Callable[[Section, str], np.ndarray]
 
 
@@ -44,30 +48,29 @@ FeatureMaker = Callable[[Section, str], np.ndarray]
 class Ridge:
     """Linear regression with a penalty, on standardised features."""
 
-    mean_F: np.ndarray
-    scale_F: np.ndarray
-    weights_FG: np.ndarray
+    components: Components
+    weights_PG: np.ndarray
     mean_G: np.ndarray
 
     @classmethod
-    def fit(cls, features_NF: np.ndarray, expression_NG: np.ndarray, alphas: Sequence[float]) -> list[Ridge]:
-        """One regression for each penalty, from a single decomposition: W = V diag(s / (s^2 + alpha)) U^T Y."""
-        mean_F, scale_F = _standard(features_NF)
+    def fit(cls, components: Components, expression_NG: np.ndarray, alpha: float) -> Ridge:
+        """Regression of the expression of the spots that the components were made of. `alpha`: share of the features'
+        summed variance that is added to every direction's."""
         mean_G = expression_NG.mean(axis=0, dtype=np.float64)
-        u_NR, s_R, vt_RF = np.linalg.svd((features_NF - mean_F) / scale_F, full_matrices=False)
-        inner_RG = u_NR.T @ (expression_NG - mean_G)
-        return [cls(mean_F, scale_F, vt_RF.T @ ((s_R / (s_R**2 + a))[:, None] * inner_RG), mean_G) for a in alphas]
+        cross_PG = components.scores_NP.T @ (expression_NG - mean_G) / len(expression_NG)
+        variance_P = components.variance_P
+        return cls(components, cross_PG / (variance_P + alpha * variance_P.sum())[:, None], mean_G)
 
     def predict(self, features_NF: np.ndarray) -> np.ndarray:
         """Expression (N, G) of spots with these features."""
-        return ((features_NF - self.mean_F) / self.scale_F) @ self.weights_FG + self.mean_G
+        return self.components.project(features_NF) @ self.weights_PG + self.mean_G
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """The three methods, fitted, and what was chosen for them."""
 
-    mean_G: np.ndarray  # training mean of the model's genes
+    mean_G: np.ndarray  # training mean of the genes to predict
     ridge: Ridge
     cca: LinearCCA
     cca_gene_ids: np.ndarray
@@ -77,6 +80,30 @@ class Baselines:
 def features_of(section: Section, name: str, make: FeatureMaker) -> np.ndarray:
     """Features (N, F) of a section for a named set, float64."""
     return np.concatenate([make(section, column) for column in FEATURE_SETS[name]], axis=1).astype(np.float64)
+
+
+class _Material:
+    """What some sections give to fit on. Components of each feature set are made when asked for, and kept."""
+
+    def __init__(self, sections: Sequence[Section], gene_ids_G: np.ndarray, cca_genes: np.ndarray, make: FeatureMaker):
+        self._sections = sections
+        self._make = make
+        self._images: dict[str, Components] = {}
+        self.expression_NG = np.concatenate([section.expression(gene_ids_G) for section in sections])
+        wide = np.concatenate([section.expression(cca_genes) for section in sections])
+        self.expression = Components.fit(wide, standardise=False)
+
+    def image(self, name: str) -> Components:
+        if name not in self._images:
+            stacked = np.concatenate([features_of(section, name, self._make) for section in self._sections])
+            self._images[name] = Components.fit(stacked, standardise=True)
+        return self._images[name]
+
+    def ridge(self, *, features: str, alpha: float) -> Ridge:
+        return Ridge.fit(self.image(features), self.expression_NG, alpha)
+
+    def cca(self, *, features: str, **sizes: Any) -> LinearCCA:
+        return LinearCCA.fit(self.image(features), self.expression, **sizes)
 
 
 def fit_baselines(
@@ -90,24 +117,18 @@ def fit_baselines(
     """
     if not training:
         raise UsageError("There is no training slide to fit the baselines on; name a split that trains on something.")
-    fit, check = list(training), list(validation)
-    if not check and len(fit) > 1:
-        fit, check = fit[:-1], fit[-1:]
-    ridge_choice = _choose_ridge(fit, check, gene_ids_G, make)
-    genes = variable_genes(training, CCA_GENES)
-    cca_choice = _choose_cca(fit, check, genes, make)
-
-    expression_NG = _expression(training, gene_ids_G)
-    ridge_NF = _features(training, ridge_choice["features"], make)
-    cca_NF = _features(training, cca_choice["features"], make)
-    components = Components.fit(cca_NF, _expression(training, genes))
+    cca_genes = variable_genes(training, CCA_GENES)
+    whole = _Material(training, gene_ids_G, cca_genes, make)
+    fit, check = whole, list(validation)
+    if not check and len(training) > 1:
+        fit, check = _Material(training[:-1], gene_ids_G, cca_genes, make), [training[-1]]
+    ridge_choice = _choose_ridge(fit, check, gene_ids_G, make) if check else RIDGE_UNCHOSEN
+    cca_choice = _choose_cca(fit, check, cca_genes, make) if check else CCA_UNCHOSEN
     return Baselines(
-        mean_G=expression_NG.mean(axis=0, dtype=np.float64),
-        ridge=Ridge.fit(ridge_NF, expression_NG, [ridge_choice["alpha"]])[0],
-        cca=LinearCCA.fit(
-            components, cca_choice["image_components"], cca_choice["expression_components"], cca_choice["shrinkage"]
-        ),
-        cca_gene_ids=genes,
+        mean_G=whole.expression_NG.mean(axis=0, dtype=np.float64),
+        ridge=whole.ridge(**ridge_choice),
+        cca=whole.cca(**cca_choice),
+        cca_gene_ids=cca_genes,
         chosen={
             "chosen_on": [section.slide_id for section in check],
             **{f"ridge_{key}": value for key, value in ridge_choice.items()},
@@ -117,54 +138,41 @@ def fit_baselines(
 
 
 def _choose_ridge(
-    fit: Sequence[Section], check: Sequence[Section], gene_ids_G: np.ndarray, make: FeatureMaker
+    fit: _Material, check: Sequence[Section], gene_ids_G: np.ndarray, make: FeatureMaker
 ) -> dict[str, Any]:
-    best: tuple[float, dict[str, Any]] = (-np.inf, {"features": "spot", "alpha": ALPHAS[len(ALPHAS) // 2]})
-    if not check:
-        return best[1]
-    expression_NG = _expression(fit, gene_ids_G)
-    for name in FEATURE_SETS:
-        fits = Ridge.fit(_features(fit, name, make), expression_NG, ALPHAS)
-        for alpha, ridge in zip(ALPHAS, fits, strict=True):
-            found = [
-                prediction_figures(ridge.predict(features_of(s, name, make)), s.profiles.dense(gene_ids_G))["pcc_mean"]
-                for s in check
-            ]
-            score = float(np.mean([value for value in found if value is not None] or [-1.0]))
-            if score > best[0]:
-                best = (score, {"features": name, "alpha": alpha})
-    return best[1]
+    measured = [section.expression(gene_ids_G) for section in check]
+
+    def quality(choice: dict[str, Any]) -> float:
+        ridge = fit.ridge(**choice)
+        found = [
+            prediction_figures(ridge.predict(features_of(section, choice["features"], make)), own)["pcc_mean"]
+            for section, own in zip(check, measured, strict=True)
+        ]
+        return float(np.mean([value for value in found if value is not None] or [-1.0]))
+
+    return max(_grid(features=tuple(FEATURE_SETS), alpha=ALPHAS), key=quality)
 
 
-def _choose_cca(
-    fit: Sequence[Section], check: Sequence[Section], genes: np.ndarray, make: FeatureMaker
-) -> dict[str, Any]:
-    middle = {"image_components": 32, "expression_components": 64, "shrinkage": 1.0}
-    best: tuple[float, dict[str, Any]] = (np.inf, {"features": "spot", **middle})
-    if not check:
-        return best[1]
-    expression_NG = _expression(fit, genes)
-    wide = [s.profiles.dense(genes) for s in check]
-    for name in FEATURE_SETS:
-        components = Components.fit(_features(fit, name, make), expression_NG)
-        images = [features_of(s, name, make) for s in check]
-        for p, q, shrinkage in product(IMAGE_COMPONENTS, EXPRESSION_COMPONENTS, SHRINKAGE):
-            cca = LinearCCA.fit(components, p, q, shrinkage)
-            score = float(np.mean([rank_quantiles(cca.scores(i, e)).mean() for i, e in zip(images, wide, strict=True)]))
-            if score < best[0]:
-                values = {"image_components": p, "expression_components": q, "shrinkage": shrinkage}
-                best = (score, {"features": name, **values})
-    return best[1]
+def _choose_cca(fit: _Material, check: Sequence[Section], genes: np.ndarray, make: FeatureMaker) -> dict[str, Any]:
+    wide = [section.expression(genes) for section in check]
+
+    def mean_rank(choice: dict[str, Any]) -> float:
+        cca = fit.cca(**choice)
+        scores = [
+            cca.scores(features_of(section, choice["features"], make), own)
+            for section, own in zip(check, wide, strict=True)
+        ]
+        return float(np.mean([rank_quantiles(found_NN).mean() for found_NN in scores]))
+
+    choices = _grid(
+        features=tuple(FEATURE_SETS),
+        image_components=IMAGE_COMPONENTS,
+        expression_components=EXPRESSION_COMPONENTS,
+        shrinkage=SHRINKAGE,
+    )
+    return min(choices, key=mean_rank)
 
 
-def _features(sections: Sequence[Section], name: str, make: FeatureMaker) -> np.ndarray:
-    return np.concatenate([features_of(section, name, make) for section in sections])
-
-
-def _expression(sections: Sequence[Section], gene_ids_G: np.ndarray) -> np.ndarray:
-    return np.concatenate([section.profiles.dense(gene_ids_G) for section in sections])
-
-
-def _standard(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scale_F = features_NF.std(axis=0)
-    return features_NF.mean(axis=0), np.where(scale_F > 0, scale_F, 1.0)
+def _grid(**values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    for combination in product(*values.values()):
+        yield dict(zip(values, combination, strict=True))

@@ -126,13 +126,13 @@ class Evaluator:
         image_ND = embed(subject.encoder, images=images)
         text_ND = embed(subject.encoder, sentences=section.sentences)
         reference = subject.reference
-        measured_NG = section.profiles.dense(reference.gene_ids)
+        measured_NG = section.expression(reference.gene_ids)
         answer = predict(image_ND, index, reference.expression_MG, **reference.predict_settings)
         printed = predict(image_ND, index, reference.expression_MG, method="weighted")
         ridge_NG = baselines.ridge.predict(features_of(section, baselines.chosen["ridge_features"], self._make))
         cca_NN = baselines.cca.scores(
             features_of(section, baselines.chosen["cca_features"], self._make),
-            section.profiles.dense(baselines.cca_gene_ids),
+            section.expression(baselines.cca_gene_ids),
         )
         predictions = {
             "": answer.expression_NG,
