@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from histolake.ingestion.outcome import Outcome
-    from histolake.ingestion.pipeline import Progress
+    from histolake.ingestion.workforce import Progress
 
 __all__ = ["ingest", "sample"]
 
@@ -60,7 +60,9 @@ def ingest(
         list[str], typer.Argument(metavar="SOURCE...", help="Folders of sections, or a cohort.json; on disk or s3://.")
     ],
     lake: Annotated[str | None, typer.Option("--lake", help="The lake's URI; made if it is not there.")] = None,
-    cohort: Annotated[str | None, typer.Option("--cohort", help="Name of the cohort that the sections belong to.")] = None,
+    cohort: Annotated[
+        str | None, typer.Option("--cohort", help="Name of the cohort that the sections belong to.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Read and judge, write nothing.")] = False,
     metadata: Annotated[
         str | None,
@@ -73,13 +75,13 @@ def ingest(
 ) -> None:
     """Read sections, check them, cut their patches, and publish them in a lake.
 
-    The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is recorded
-    with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
+    The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is
+    recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
 
     Example: histolake ingest sections/ --lake /data/lake --cohort breast --set quality.min_genes=300
     """
     from histolake.ingestion import pipeline
-    from histolake.ingestion.discover import discover
+    from histolake.ingestion.discover import find_sections
     from histolake.platform.cluster import start_ray
     from histolake.platform.lake import Lake
     from histolake.platform.settings import load_settings
@@ -90,7 +92,7 @@ def ingest(
     if cohort is None:
         raise UsageError("No cohort is named; give --cohort NAME.")
     console = _console()
-    candidates = discover(sources, cohort, metadata)
+    candidates = find_sections(sources, cohort, metadata)
     rules = pipeline.ingest_settings(settings)
     console.print(f"{len(candidates)} sections found; starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), _progress(console) as tell:
@@ -143,7 +145,11 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._bars = Progress(
-            TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self._tasks: dict[str, Any] = {}
 

@@ -1,7 +1,7 @@
 """Finding sections: from what a curator points at to named candidates.
 
-Every folder below a source is shown to every reader. A folder that none knows is not passed over in silence: unless sections
-lie below it or above it, it becomes a candidate that is refused.
+Every folder below a source is shown to every reader. A folder that none knows is not passed over in silence: unless
+sections lie below it or above it, it becomes a candidate that is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from histolake.ingestion.slide import METADATA_FIELDS, SlideMetadata
 from histolake.platform.errors import SourceError, UsageError
 from histolake.platform.storage import Location
 
-__all__ = ["COHORT_FILE", "Candidate", "discover", "read_metadata"]
+__all__ = ["COHORT_FILE", "Candidate", "find_sections", "read_metadata"]
 
 COHORT_FILE = "cohort.json"
 _NAME = re.compile(r"[^/\s\x00][^/\x00]*")
@@ -38,11 +38,11 @@ class Candidate:
     problem: SourceError | None = None
 
 
-def discover(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> list[Candidate]:
+def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> list[Candidate]:
     """The sections below `sources` (folders, or a `cohort.json`), by slide_id.
 
-    A section's name is what the curator's metadata or its own say, else its path below the source. Raises `UsageError` for
-    a source that is not there, and for two sections of one name.
+    A section's name is what the curator's metadata or its own say, else its path below the source. Raises
+    `UsageError` for a source that is not there, and for two sections of one name.
     """
     if not _NAME.fullmatch(cohort):
         raise UsageError(f"The cohort's name is {cohort!r}; use one without '/'.")
@@ -126,7 +126,11 @@ def _below(root: Location, cohort: str, named: str | None) -> Iterator[Candidate
     refused: list[str] = []
     for uri, listing in listings.items():
         related = any(uri.startswith(f"{t}/") or t.startswith(f"{uri}/") or t == uri for t in taken)
-        if not related and not any(uri.startswith(f"{above}/") for above in refused) and (listing.files or uri != root.uri):
+        if (
+            not related
+            and not any(uri.startswith(f"{above}/") for above in refused)
+            and (listing.files or uri != root.uri)
+        ):
             # A folder that holds nothing but folders is judged by them.
             if not listing.files and any(other.startswith(f"{uri}/") for other in listings):
                 continue
@@ -137,7 +141,8 @@ def _below(root: Location, cohort: str, named: str | None) -> Iterator[Candidate
 
 
 def _folders(root: Location) -> dict[str, Listing]:
-    """Every folder at and below a root, by path, with the names of its files. Hidden files and folders are passed over."""
+    """Every folder at and below a root, by path, with the names of its files. Hidden files and folders are passed
+    over."""
     files: dict[str, list[str]] = {root.uri: []}
     paths = set()
     for entry in root.entries():

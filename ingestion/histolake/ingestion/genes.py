@@ -1,7 +1,7 @@
 """Genes of a source, as genes of the lake.
 
-A source names its genes by symbol, by Ensembl id, or by both; the lake knows them by number. Two columns that turn out to
-be one gene are added up, so that a profile holds each gene once.
+A source names its genes by symbol, by Ensembl id, or by both; the lake knows them by number. Two columns that turn
+out to be one gene are added up, so that a profile holds each gene once.
 
 Axes: N spots, G genes of the source, U genes of the lake.
 """

@@ -1,8 +1,8 @@
 """Slide images: regions of plain JPEG, PNG and TIFF files through libvips.
 
 A plain JPEG or PNG has no random access: the first region decodes the whole image once, into memory up to
-`MEMORY_MB` and beyond that into a temporary file on disk, so that memory stays bounded whatever the slide's size. A damaged
-or truncated file is an error, never a grey area. Whole-slide formats with pyramids want a backend of their own.
+`MEMORY_MB` and beyond that into a temporary file on disk, so that memory stays bounded whatever the slide's size. A
+damaged or truncated file is an error, never a grey area. Whole-slide formats with pyramids want a backend of their own.
 """
 
 from __future__ import annotations
@@ -84,10 +84,31 @@ def _open(uri: str, path: Path) -> Any:
 
     if not path.is_file():
         raise SourceError(f"The image {uri} is not there.", rule="missing_file", file=uri)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        _check_tiff_whole(uri, path)
     try:
         return pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
     except pyvips.Error as error:
         raise _damaged(uri, error) from error
+
+
+def _check_tiff_whole(uri: str, path: Path) -> None:
+    """Every strip or tile must lie in the file: libtiff reads over the end of a truncated one without an error."""
+    from PIL import Image, TiffTags, UnidentifiedImageError
+
+    names = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
+    try:
+        with Image.open(path) as header:
+            tags: Any = getattr(header, "tag_v2", {})
+            ends = [
+                offset + count
+                for offsets, counts in (("StripOffsets", "StripByteCounts"), ("TileOffsets", "TileByteCounts"))
+                for offset, count in zip(tags.get(names[offsets], ()), tags.get(names[counts], ()), strict=True)
+            ]
+    except (UnidentifiedImageError, ValueError, SyntaxError, EOFError) as error:
+        raise _damaged(uri, error) from error
+    if ends and max(ends) > path.stat().st_size:
+        raise _damaged(uri, EOFError(f"its pixels end at byte {max(ends)}, the file at {path.stat().st_size}"))
 
 
 def _as_rgb(image: Any) -> Any:

@@ -17,8 +17,8 @@ EQUAL_PX = 1e-6  # distances that differ by less than this (in pixels) are equal
 def nearest_spots(xy_px_N2: np.ndarray, k: int) -> np.ndarray:
     """The `k` nearest other spots of each spot, nearest first, as (N, K) int64 indices.
 
-    Equal distances go by the spots' order, so a regular grid has one answer. Where there are no more than `k` spots, K is
-    all of the others.
+    Equal distances go by the spots' order, so a regular grid has one answer. Where there are no more than `k` spots,
+    K is all of the others.
     """
     from scipy.spatial import cKDTree
 
@@ -47,7 +47,7 @@ def niche_sums(counts_NG: Any, niche_NK: np.ndarray, *, include_self: bool) -> A
     """
     from scipy.sparse import csr_array
 
-    n, k = niche_NK.shape
+    n = len(niche_NK)
     members = np.concatenate([niche_NK, np.arange(n)[:, None]], axis=1) if include_self else niche_NK
     width = members.shape[1]
     ones = np.ones(n * width, dtype=np.float32)

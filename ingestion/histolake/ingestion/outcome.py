@@ -9,11 +9,22 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from histolake.ingestion.slide import Spot
+from histolake.ingestion.discover import Candidate
+from histolake.ingestion.slide import METADATA_FIELDS, Spot
+from histolake.ingestion.worker import Look
 from histolake.platform.errors import SourceError
-from histolake.platform.schemas import REJECTIONS
+from histolake.platform.lake import Attempt, Lake
+from histolake.platform.schemas import PROVENANCE, REJECTIONS
 
-__all__ = ["Outcome", "rejections_of_slide", "rejections_of_spots"]
+__all__ = [
+    "Outcome",
+    "adopted",
+    "as_read",
+    "bare_record",
+    "rejections_of_slide",
+    "rejections_of_spots",
+    "unchanged",
+]
 
 Status = Literal["published", "unchanged", "refused", "planned"]
 
@@ -42,11 +53,6 @@ class Outcome:
         row["flags"] = ", ".join(self.flags)
         row["refused_by_rule"] = ", ".join(f"{rule} {n}" for rule, n in self.refused_by_rule.items())
         return row
-
-
-def counted(spots: Sequence[Spot]) -> dict[str, int]:
-    """Refused spots by rule, the commonest first."""
-    return dict(Counter(spot.rule for spot in spots).most_common())
 
 
 def rejections_of_spots(source: str, spots: Sequence[Spot]) -> pa.Table:
@@ -83,3 +89,72 @@ def rejections_of_slide(source: str, problem: SourceError) -> pa.Table:
 
 def _schema() -> pa.Schema:
     return pa.schema([f for f in REJECTIONS if f.name not in ("ingest_id", "slide_id")])
+
+
+def as_read(candidate: Candidate, told: Look | SourceError, status: Status) -> Outcome:
+    """The outcome of a section that was read now, or refused."""
+    if isinstance(told, SourceError):
+        return _of(candidate, "refused", rule=told.rule, reason=str(told))
+    return _of(
+        candidate,
+        status,
+        spots_read=told.record["n_spots"],
+        spots_kept=told.n_kept,
+        spots_refused=len(told.refused),
+        refused_by_rule=dict(Counter(spot.rule for spot in told.refused).most_common()),
+        flags=tuple(told.record["flags"]),
+    )
+
+
+def adopted(candidate: Candidate, attempt: Attempt) -> Outcome:
+    """The outcome of a section that an earlier run wrote and could not publish any more."""
+    assert attempt.plan is not None
+    record, kept = attempt.plan["record"], sum(part["rows"] for part in attempt.plan["fragments"])
+    return _of(
+        candidate,
+        attempt.plan["status"],
+        spots_read=record["n_spots"],
+        spots_kept=kept,
+        spots_refused=attempt.plan["n_rejections"] if kept else 0,
+        flags=tuple(record.get("flags") or ()),
+    )
+
+
+def unchanged(candidate: Candidate, row: dict[str, Any], lake: Lake) -> Outcome:
+    """The outcome of a section that the lake holds already. One that was refused then is refused now."""
+    if row["status"] == "refused":
+        why = lake.at().rejections().to_pylist()
+        told = next(r for r in why if r["ingest_id"] == row["ingest_id"])
+        return _of(candidate, "refused", rule=told["rule"], reason=told["reason"], lake_version=lake.version)
+    return _of(
+        candidate,
+        "unchanged",
+        spots_read=row["n_spots"],
+        spots_kept=row["n_pairs"],
+        spots_refused=row["n_rejections"],
+        flags=tuple(row["flags"] or ()),
+        lake_version=lake.version,
+    )
+
+
+def _of(candidate: Candidate, status: Status, **told: Any) -> Outcome:
+    return Outcome(slide_id=candidate.slide_id, section=candidate.section, source=candidate.uri, status=status, **told)
+
+
+_TEXT = {field.name for field in PROVENANCE if field.type == pa.string()}
+
+
+def bare_record(candidate: Candidate) -> dict[str, Any]:
+    """What is known of a section that could not be read."""
+    beside = candidate.source.metadata if candidate.source else {}
+    said = {**beside, **candidate.metadata}
+    known = {name: said[name] for name in METADATA_FIELDS if isinstance(said.get(name), str) and name in _TEXT}
+    return {
+        **known,
+        "cohort": candidate.cohort,
+        "section": candidate.section,
+        "source": candidate.uri,
+        "reader": candidate.source.reader if candidate.source else None,
+        "simulated": str(said.get("simulated", "")).lower() in ("true", "1", "yes"),
+        "n_spots": 0,
+    }

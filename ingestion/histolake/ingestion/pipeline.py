@@ -1,10 +1,11 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
 1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
-2. The others are read and judged in tasks. Refused ones are recorded, genes that the lake lacks get their numbers in one commit.
+2. The others are read and judged in tasks. Refused ones are recorded, genes that the lake lacks get their numbers in
+   one commit.
 3. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
-   `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again is
-   never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
+   `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again
+   is never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
    published together every few seconds.
 
 Sections go through in waves, so that memory does not grow with the cohort. One section's failure stops no other.
@@ -14,33 +15,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
 from histolake.ingestion.discover import Candidate
-from histolake.ingestion.outcome import Outcome, counted, rejections_of_slide, rejections_of_spots
-from histolake.ingestion.slide import METADATA_FIELDS
-from histolake.ingestion.worker import IngestSettings, Look, SlideWorker, Work, Written, look, source_digest
+from histolake.ingestion.outcome import (
+    Outcome,
+    adopted,
+    as_read,
+    bare_record,
+    rejections_of_slide,
+    rejections_of_spots,
+    unchanged,
+)
+from histolake.ingestion.worker import IngestSettings, Look, Work, Written, look, source_digest
+from histolake.ingestion.workforce import Progress, in_tasks, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
-from histolake.platform.schemas import PAIRS, PROVENANCE, schema_version
+from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
-from histolake.platform.storage import Location
 
-__all__ = ["Progress", "ingest", "ingest_settings", "plan", "settings_digest"]
+__all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
 
 FORMAT = 1  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
 RUN_SPOTS = 1024  # spots a fragment holds at most
-PUBLISH_EVERY_S = 10.0
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
 
 def ingest_settings(settings: Settings) -> IngestSettings:
@@ -61,18 +63,18 @@ def plan(candidates: Sequence[Candidate], lake: Lake | None, settings: IngestSet
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
-        digests = _in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
+        digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
         fresh = [
             c
             for c, d in zip(wave, digests, strict=True)
             if isinstance(d, SourceError) or (c.slide_id, d, digest) not in live
         ]
-        looks = _in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
+        looks = in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
         told = {c.slide_id: x for c, x in zip(fresh, looks, strict=True)}
         outcomes += [
-            _outcome(c, told[c.slide_id], "planned")
+            as_read(c, told[c.slide_id], "planned")
             if c.slide_id in told or lake is None
-            else _unchanged(c, live[c.slide_id, d, digest], lake)
+            else unchanged(c, live[c.slide_id, d, digest], lake)
             for c, d in zip(wave, digests, strict=True)
         ]
     return outcomes
@@ -121,7 +123,7 @@ class _Run:
 
     def _begin(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
-        digests = _in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
+        digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
         live = _live(self._lake)
         fresh = []
@@ -130,17 +132,17 @@ class _Run:
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
             key = (candidate.slide_id, found, under)
             if key in live:
-                self.outcomes[candidate.slide_id] = _unchanged(candidate, live[key], self._lake)
+                self.outcomes[candidate.slide_id] = unchanged(candidate, live[key], self._lake)
                 continue
             attempt = self._lake.begin(
                 candidate.slide_id, source_digest=found, settings_digest=under, source=candidate.uri
             )
             if attempt.state == "unchanged":  # another writer published it a moment ago
-                self.outcomes[candidate.slide_id] = _unchanged(candidate, _live(self._lake)[key], self._lake)
+                self.outcomes[candidate.slide_id] = unchanged(candidate, _live(self._lake)[key], self._lake)
                 continue
             self._attempts[candidate.slide_id] = attempt
             if attempt.state == "adopted":
-                self._staged[candidate.slide_id] = _adopted(candidate, attempt)
+                self._staged[candidate.slide_id] = adopted(candidate, attempt)
             elif isinstance(digest, SourceError):
                 self._refuse(candidate, digest)
             else:
@@ -150,7 +152,7 @@ class _Run:
     def _look(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Look]]:
         """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
         root = self._lake.root
-        found = _in_tasks(look, [(c, root, self._settings) for c in candidates], "reading", self._tell)
+        found = in_tasks(look, [(c, root, self._settings) for c in candidates], "reading", self._tell)
         looks = []
         for candidate, told in zip(candidates, found, strict=True):
             if isinstance(told, SourceError):
@@ -167,7 +169,9 @@ class _Run:
     def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
         """Write the fragments, and stage each section when its last one is in."""
         works = [
-            Work(candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept))
+            Work(
+                candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept)
+            )
             for c, x in looks
             for start in range(0, x.n_kept, RUN_SPOTS)
         ]
@@ -175,7 +179,7 @@ class _Run:
         waiting = {c.slide_id: _Waiting(c, x, -(-x.n_kept // RUN_SPOTS)) for c, x in looks}
         total = sum(work.stop - work.start for work in works)
         done = 0
-        for written in _through_actors(works, self._lake.root, self._settings):
+        for written in through_actors(works, self._lake.root, self._settings):
             section = waiting[written.slide_id]
             section.take(written)
             done += written.fragment.rows if written.fragment else 0
@@ -195,13 +199,13 @@ class _Run:
         fragments = [section.fragments[start] for start in sorted(section.fragments)]
         rejections = rejections_of_spots(candidate.uri, told.refused)
         self._attempts[candidate.slide_id].stage(told.record, fragments, rejections)
-        outcome = _outcome(candidate, told, "published")
+        outcome = as_read(candidate, told, "published")
         self._staged[candidate.slide_id] = replace(outcome, padded_patches=section.padded_patches)
 
     def _refuse(self, candidate: Candidate, problem: SourceError) -> None:
         attempt = self._attempts[candidate.slide_id]
-        attempt.refuse(_bare_record(candidate), rejections_of_slide(candidate.uri, problem))
-        self._staged[candidate.slide_id] = _outcome(candidate, problem, "refused")
+        attempt.refuse(bare_record(candidate), rejections_of_slide(candidate.uri, problem))
+        self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
 
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""
@@ -243,134 +247,6 @@ class _Waiting:
         return len(self._seen) == self.runs
 
 
-# -- Ray ----------------------------------------------------------------------------------------------------------
-
-
-def _in_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], what: str, tell: Progress) -> list[Any]:
-    """Call a function in Ray tasks; answers in order, with a `SourceError` standing for a refused call."""
-    import ray
-
-    task = ray.remote(_refusal_as_answer).options(num_cpus=1)
-    futures = [task.remote(function, call) for call in calls]
-    left = futures
-    while left:
-        finished, left = ray.wait(left, num_returns=1)
-        tell(what, len(futures) - len(left), len(futures))
-    return ray.get(futures)
-
-
-def _refusal_as_answer(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    try:
-        return function(*call)
-    except SourceError as problem:
-        return problem
-
-
-def _through_actors(works: Sequence[Work], root: Location, settings: IngestSettings) -> Iterator[Written]:
-    """Every run of spots through the pool of actors, as they finish."""
-    if not works:
-        return
-    import ray
-
-    items = [{"work": pickle.dumps(work)} for work in works]
-    pool = ray.data.ActorPoolStrategy(size=_pool_size(len(works)))
-    written = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _Tiler, fn_constructor_args=(root, settings), compute=pool, num_cpus=1
-    )
-    for row in written.iter_rows():
-        yield pickle.loads(row["written"])
-
-
-def _pool_size(runs: int) -> int:
-    """Actors: one a slot, with one slot left for the rest; on a machine alone, no more than its cores."""
-    import ray
-
-    slots = int(ray.cluster_resources().get("CPU", 1)) - 1
-    if len(ray.nodes()) == 1:
-        slots = min(slots, os.cpu_count() or 1)
-    return max(1, min(slots, runs))
-
-
-class _Tiler:
-    """The actor's face of `SlideWorker`."""
-
-    def __init__(self, root: Location, settings: IngestSettings) -> None:
-        self._worker = SlideWorker(root, settings)
-
-    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        return {"written": pickle.dumps(self._worker.write(pickle.loads(row["work"])))}
-
-
-# -- outcomes -----------------------------------------------------------------------------------------------------
-
-
 def _waves(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
     for start in range(0, len(candidates), WAVE):
         yield candidates[start : start + WAVE]
-
-
-def _bare_record(candidate: Candidate) -> dict[str, Any]:
-    """What is known of a section that could not be read."""
-    beside = candidate.source.metadata if candidate.source else {}
-    said = {**beside, **candidate.metadata}
-    known = {name: said[name] for name in METADATA_FIELDS if isinstance(said.get(name), str) and name in _TEXT}
-    return {
-        **known,
-        "cohort": candidate.cohort,
-        "section": candidate.section,
-        "source": candidate.uri,
-        "reader": candidate.source.reader if candidate.source else None,
-        "simulated": str(said.get("simulated", "")).lower() in ("true", "1", "yes"),
-        "n_spots": 0,
-    }
-
-
-_TEXT = {field.name for field in PROVENANCE if field.type == pa.string()}
-
-
-def _outcome(candidate: Candidate, told: Look | SourceError, status: Any) -> Outcome:
-    names = {"slide_id": candidate.slide_id, "section": candidate.section, "source": candidate.uri}
-    if isinstance(told, SourceError):
-        return Outcome(**names, status="refused", rule=told.rule, reason=str(told))
-    return Outcome(
-        **names,
-        status=status,
-        spots_read=told.record["n_spots"],
-        spots_kept=told.n_kept,
-        spots_refused=len(told.refused),
-        refused_by_rule=counted(told.refused),
-        flags=tuple(told.record["flags"]),
-    )
-
-
-def _adopted(candidate: Candidate, attempt: Attempt) -> Outcome:
-    assert attempt.plan is not None
-    record, kept = attempt.plan["record"], sum(part["rows"] for part in attempt.plan["fragments"])
-    return Outcome(
-        slide_id=candidate.slide_id,
-        section=candidate.section,
-        source=candidate.uri,
-        status=attempt.plan["status"],
-        spots_read=record["n_spots"],
-        spots_kept=kept,
-        spots_refused=attempt.plan["n_rejections"] if kept else 0,
-        flags=tuple(record.get("flags") or ()),
-    )
-
-
-def _unchanged(candidate: Candidate, row: dict[str, Any], lake: Lake) -> Outcome:
-    """The outcome of a section that the lake holds already. One that was refused then is refused now."""
-    names = {"slide_id": candidate.slide_id, "section": candidate.section, "source": candidate.uri}
-    if row["status"] == "refused":
-        why = lake.at().rejections()
-        told = next(r for r in why.to_pylist() if r["ingest_id"] == row["ingest_id"])
-        return Outcome(**names, status="refused", rule=told["rule"], reason=told["reason"], lake_version=lake.version)
-    return Outcome(
-        **names,
-        status="unchanged",
-        spots_read=row["n_spots"],
-        spots_kept=row["n_pairs"],
-        spots_refused=row["n_rejections"],
-        flags=tuple(row["flags"] or ()),
-        lake_version=lake.version,
-    )

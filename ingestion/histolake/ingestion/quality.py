@@ -31,8 +31,8 @@ class QualitySettings:
 def judge_spots(slide: Slide, settings: QualitySettings) -> tuple[Slide, list[Spot]]:
     """The slide with the spots that are kept, and the others with their reasons.
 
-    Rules on spots: `min_genes` (expressed genes), `spot_in_image` (its centre lies in the image). What the source itself
-    ruled out comes first. Raises `SourceError` by the rules on sections: `barcodes_match`,
+    Rules on spots: `min_genes` (expressed genes), `spot_in_image` (its centre lies in the image). What the source
+    itself ruled out comes first. Raises `SourceError` by the rules on sections: `barcodes_match`,
     `image_covers_spots` and `min_spots`.
     """
     _check_matched(slide, settings)
@@ -49,11 +49,13 @@ def judge_spots(slide: Slide, settings: QualitySettings) -> tuple[Slide, list[Sp
         )
     n_genes = np.diff(slide.counts.indptr)
     rich = n_genes > settings.min_genes
-    refused = [*slide.refused, *(_refusal(slide, i, n_genes, rich, settings) for i in np.flatnonzero(~(rich & inside)))]
+    failed = np.flatnonzero(~(rich & inside)).tolist()
+    refused = [*slide.refused, *(_refusal(slide, i, n_genes, rich, settings) for i in failed)]
     kept = slide.take(rich & inside)
     if len(kept) < settings.min_spots:
         raise SourceError(
-            f"{len(kept)} of {slide.n_read} spots pass the quality rules; a section needs at least {settings.min_spots}.",
+            f"{len(kept)} of {slide.n_read} spots pass the quality rules; "
+            f"a section needs at least {settings.min_spots}.",
             rule="min_spots",
             figure=float(len(kept)),
             limit=float(settings.min_spots),

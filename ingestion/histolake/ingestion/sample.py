@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from histolake.ingestion.discover import COHORT_FILE, discover
+from histolake.ingestion.discover import COHORT_FILE, find_sections
 from histolake.platform.errors import UsageError
 from histolake.platform.storage import Location
 
@@ -86,7 +86,8 @@ def _her2st(folder: Location, file: str) -> Chosen:
     return Chosen(
         name="her2st",
         data="real",
-        why=f"{folder} holds her2st/: five sections of two HER2-positive breast tumours, patients C (C2 to C5) and A (A1)",
+        why=f"{folder} holds her2st/: five sections of two HER2-positive breast tumours, "
+        "patients C (C2 to C5) and A (A1)",
         sections={section: home.join(section).uri for section in HER2ST},
         metadata={section: {"patient": patient, **HER2ST_METADATA} for section, patient in HER2ST.items()},
         left_aside=tuple(
@@ -103,7 +104,7 @@ def _twins(home: Location) -> list[Location]:
 
 
 def _as_found(folder: Location, file: str) -> Chosen:
-    found = discover([folder.uri], "sample")
+    found = find_sections([folder.uri], "sample")
     known = [candidate for candidate in found if candidate.source is not None]
     if not known:
         raise UsageError(f"{folder} holds no section that a reader knows. {found[0].problem}")

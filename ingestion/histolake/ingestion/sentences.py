@@ -1,7 +1,7 @@
 """Gene sentences: symbols by falling expression (OmiCLIP's text).
 
-Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal genes are
-left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
+Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal
+genes are left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
 
 Axes: N spots, G genes.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SentenceSettings", "sentences"]
+__all__ = ["SentenceSettings", "gene_sentences"]
 
 ROWS = 1 << 14  # spots sorted at once
 SYMBOL_BITS = 18  # genes a matrix may have, as a power of two
@@ -29,7 +29,7 @@ class SentenceSettings:
     exclude: str = r"MT-.+|RPL\d+[AXL]?\d*|RPS\d+[AXYL]?\d*|RPLP[012]|RPSA"  # symbols left out; "" keeps all
 
 
-def sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
+def gene_sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
     """One sentence a row of a sparse (N, G) matrix of counts or of sums of counts.
 
     Symbols by falling value, equal values by symbol, single spaces between; no gene without a count, at most
@@ -56,8 +56,8 @@ def sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings
 def _top_ranks(counts_NG: Any, rank_G: np.ndarray, told_G: np.ndarray, length: int) -> Iterator[np.ndarray]:
     """For each row, the symbol ranks of its highest genes, best first.
 
-    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits of a
-    positive float32 order as the float does; flipped, they order from high to low.
+    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits
+    of a positive float32 order as the float does; flipped, they order from high to low.
     """
     n = counts_NG.shape[0]
     row = np.repeat(np.arange(n, dtype=np.uint64), np.diff(counts_NG.indptr))

@@ -1,7 +1,7 @@
 """Tiling: patches around spots, from image regions to JPEG bytes and back to nothing else.
 
-`tile` is a pure function of the image's pixels, the centres and the settings: no files, no tables, no Ray. A patch is the
-square of a physical width centred on a spot. It is stored at the image's own resolution, reduced (antialiased) only
+`tile` is a pure function of the image's pixels, the centres and the settings: no files, no tables, no Ray. A patch is
+the square of a physical width centred on a spot. It is stored at the image's own resolution, reduced (antialiased) only
 where it is wider than `max_px`, never enlarged. What lies outside the image is white, and how much is told.
 
 Axes: N spots, H rows, W columns, C colours.
@@ -20,7 +20,8 @@ __all__ = ["PatchSettings", "Tiles", "focus", "patch_window", "tile", "tissue_fr
 
 WHITE = 255
 CHROMA_OF_TISSUE = 24  # of 255: the stains colour a pixel by more than this, glass and paper by less
-DARK = 100  # of 255: a pixel darker than this is tissue, ink or dirt rather than glass, whatever its colour
+DARK = 100  # of 255: a pixel darker than this is tissue, ink or dirt rather than glass, whatever its colour,
+BLACK = 20  # unless it is as dark as this: what scanners and curators paint where nothing was scanned
 LOCALITY_PX = 512  # spots are visited cell by cell of this size, so that neighbouring reads follow each other
 
 
@@ -69,7 +70,8 @@ def tile(
     tissue_N, focus_N, outside_N = (np.zeros(n, dtype=np.float32) for _ in range(3))
     cells = np.floor(np.asarray(xy_px_N2) / LOCALITY_PX)
     for i in np.lexsort((cells[:, 0], cells[:, 1])):
-        patch_HWC, outside_N[i] = _cut(image, *patch_window(*xy_px_N2[i], side), side)
+        x_px, y_px = xy_px_N2[i]
+        patch_HWC, outside_N[i] = _cut(image, *patch_window(x_px, y_px, side), side)
         tissue_N[i] = tissue_fraction(patch_HWC)
         focus_N[i] = focus(patch_HWC)
         stored = np.ascontiguousarray(_reduced(patch_HWC, settings.max_px))
@@ -103,14 +105,15 @@ def _reduced(patch_HWC: np.ndarray, max_px: int) -> np.ndarray:
 
 
 def tissue_fraction(patch_HWC: np.ndarray) -> float:
-    """The fraction of pixels that are tissue: coloured (largest minus smallest colour above `CHROMA_OF_TISSUE`) or dark.
+    """The fraction of pixels that are tissue: coloured (largest less smallest colour above `CHROMA_OF_TISSUE`), or dark
+    without being black.
 
-    Empty glass is bright and grey whatever the white balance; haematoxylin and eosin both colour. No stain
-    vectors are fitted, so the figure is the same whatever else is on the slide; brown or blue pen counts as tissue.
+    Empty glass is bright and nearly grey; haematoxylin and eosin both colour. No stain vectors are fitted, so the
+    figure is the same whatever else is on the slide; pen marks count as tissue.
     """
     high = np.maximum(np.maximum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
     low = np.minimum(np.minimum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
-    return float(np.mean(((high - low) > CHROMA_OF_TISSUE) | (high < DARK)))
+    return float(np.mean(((high - low) > CHROMA_OF_TISSUE) | ((high < DARK) & (high > BLACK))))
 
 
 def focus(patch_HWC: np.ndarray) -> float:

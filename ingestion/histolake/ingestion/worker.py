@@ -1,7 +1,7 @@
 """What workers do: look at a source, read it, and turn a run of its spots into one fragment of the lake.
 
-Nothing here talks to Ray, and nothing holds a slide's image: positions and sparse counts are in memory, regions of the image
-come and go. Errors of the data become `SourceError`; any other error is a defect and is raised.
+Nothing here talks to Ray, and nothing holds a slide's image: positions and sparse counts are in memory, regions of
+the image come and go. Errors of the data become `SourceError`; any other error is a defect and is raised.
 
 Axes: N spots, K neighbours, G genes, U genes of the lake.
 """
@@ -25,7 +25,7 @@ from histolake.ingestion.images import open_image
 from histolake.ingestion.niches import nearest_spots, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
-from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
 from histolake.ingestion.tiling import PatchSettings, Tiles, tile
 from histolake.platform.errors import SourceError
@@ -160,7 +160,8 @@ def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
 
 
 class SlideWorker:
-    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the same."""
+    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the
+    same."""
 
     def __init__(self, lake: Location, settings: IngestSettings) -> None:
         self._lake = Lake.open(lake)
@@ -168,14 +169,16 @@ class SlideWorker:
         self._open: _OpenSlide | None = None
 
     def write(self, work: Work) -> Written:
-        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are raised."""
-        told = {"slide_id": work.candidate.slide_id, "start": work.start}
+        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are
+        raised."""
+        slide_id, start = work.candidate.slide_id, work.start
         try:
             slide = self._slide(work.candidate)
             table, padded = slide.rows(work.start, work.stop)
         except SourceError as problem:
-            return Written(**told, problem=problem)
-        return Written(**told, fragment=work.writer.write(table), padded_patches=padded)
+            return Written(slide_id=slide_id, start=start, problem=problem)
+        fragment = work.writer.write(table)
+        return Written(slide_id=slide_id, start=start, fragment=fragment, padded_patches=padded)
 
     def _slide(self, candidate: Candidate) -> _OpenSlide:
         if self._open is None or self._open.candidate.slide_id != candidate.slide_id:
@@ -199,8 +202,8 @@ class _OpenSlide:
         self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
         self._niche_NK = nearest_spots(self._slide.xy_px, settings.patches.niche_k)
         around = niche_sums(self._counts_NU, self._niche_NK, include_self=settings.patches.niche_include_self)
-        self._sentences = sentences(self._counts_NU, symbols, settings.sentences)
-        self._niche_sentences = sentences(around, symbols, settings.sentences)
+        self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences)
+        self._niche_sentences = gene_sentences(around, symbols, settings.sentences)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
         self._image: SlideImage | None = None if self._slide.image is None else open_image(self._slide.image)
 

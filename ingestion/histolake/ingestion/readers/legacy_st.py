@@ -6,9 +6,9 @@
     section.json          optional: what is known about the section
 
 The spots of the array lie 200 um apart and are numbered from 1, and their pixels are
-`pixel_x = pitch_x (new_x - 1)`: the frame of the image is 32 pitches wide and 34 high. So the scale is fitted over all spots
-(their positions are adjusted by hand, one by one: distances between neighbours are no scale), and an image whose sides
-are one and the same fraction of that frame is a reduced copy, whose positions are reduced with it.
+`pixel_x = pitch_x (new_x - 1)`: the frame of the image is 32 pitches wide and 34 high. So the scale is fitted over
+all spots (their positions are adjusted by hand, one by one: distances between neighbours are no scale), and an image
+whose sides are one and the same fraction of that frame is a reduced copy, whose positions are reduced with it.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def _scale(positions: Positions, image_size: tuple[int, int], known: SlideMetada
         if abs(fitted / candidate / known.um_per_px - 1) < SAME_STATED:
             return _Scale(um_per_px=known.um_per_px, reduction=candidate)
     raise SourceError(
-        f"The metadata say {known.um_per_px:g} um/px, but spots {pitch_um:g} um apart lie {pitch_px.mean():.1f} px apart "
-        f"({fitted / reduction:.3g} um/px). Correct um_per_px or pitch_um.",
+        f"The metadata say {known.um_per_px:g} um/px, but spots {pitch_um:g} um apart lie "
+        f"{pitch_px.mean():.1f} px apart ({fitted / reduction:.3g} um/px). Correct um_per_px or pitch_um.",
         rule="scale_agrees",
         figure=fitted / reduction,
         limit=known.um_per_px,

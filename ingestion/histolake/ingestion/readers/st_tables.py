@@ -60,16 +60,16 @@ def read_counts(uri: str) -> Counts:
         if not barcodes and len(values) == len(header):
             genes = header  # written by R: the header has no name for the column of names
         if len(values) != len(genes):
-            raise _truncated(uri, f"line {number} has {len(values)} values for {len(genes)} genes", len(values), len(genes))
+            raise _truncated(
+                uri, f"line {number} has {len(values)} values for {len(genes)} genes", len(values), len(genes)
+            )
         barcodes.append(barcode)
         nonzero = np.flatnonzero(values)
         data.append(values[nonzero].astype(np.float32))
         indices.append(nonzero.astype(np.int32))
         indptr.append(indptr[-1] + len(nonzero))
     if not barcodes:
-        raise SourceError(
-            f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri
-        )
+        raise SourceError(f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
     _check_unique(barcodes, uri)
     symbols = [gene.strip().strip('"') for gene in genes]
     if "" in symbols:
@@ -177,7 +177,11 @@ def _number(text: str, uri: str, number: int) -> float:
         value = np.nan
     if not np.isfinite(value):
         raise SourceError(
-            f"{uri}, line {number}: {text!r} is not a number.", rule="positions_valid", figure=None, limit=None, file=uri
+            f"{uri}, line {number}: {text!r} is not a number.",
+            rule="positions_valid",
+            figure=None,
+            limit=None,
+            file=uri,
         )
     return value
 

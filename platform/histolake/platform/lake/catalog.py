@@ -99,7 +99,7 @@ class Catalog:
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
-        found = self.table("rejections").to_pyarrow_dataset().count_rows(filter=pc.field("ingest_id") == ingest_id)
+        found = self.table("rejections").to_pyarrow_dataset().count_rows(filter=_text("ingest_id") == ingest_id)
         return int(found)
 
     def live(self, slide_ids: Iterable[str], table: DeltaTable | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -107,7 +107,7 @@ class Catalog:
         wanted = sorted(set(slide_ids))
         columns = ["slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"]
         dataset = (table or self.table("slides")).to_pyarrow_dataset()
-        keep = pc.field("retired_in").is_null() & pc.field("slide_id").isin(wanted)
+        keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
         for row in dataset.to_table(columns=columns, filter=keep).to_pylist():
             rows[row["slide_id"]].append(row)
@@ -149,7 +149,7 @@ class Catalog:
 
     def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
         """The version in which these ingests were published, or None if they were not."""
-        keep = pc.field("ingest_id").isin(list(ingest_ids))
+        keep = _text("ingest_id").isin(list(ingest_ids))
         found = table.to_pyarrow_dataset().to_table(columns=["ingest_id", "published_in"], filter=keep)
         if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
             return None
@@ -195,6 +195,12 @@ class Catalog:
                 entry.location.delete()
                 removed += 1
         return removed
+
+
+def _text(name: str) -> pc.Expression:
+    """A column of text to compare with. Files that a merge or a compaction wrote hold it as string_view, which Arrow
+    cannot compare with a string when it prunes by a file's statistics; a cast column is compared row by row."""
+    return pc.field(name).cast(pa.string())
 
 
 def _read(table: DeltaTable, schema: pa.Schema, columns: list[str] | None) -> pa.Table:

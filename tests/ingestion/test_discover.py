@@ -1,0 +1,106 @@
+"""Finding sections below what a curator names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histolake.ingestion.discover import find_sections, read_metadata
+from histolake.platform.errors import UsageError
+
+
+def names(folder: Path | str, *more: str) -> dict[str, str | None]:
+    return {c.section: c.problem and c.problem.rule for c in find_sections([str(folder), *more], "c")}
+
+
+def test_sections_are_named_by_themselves_or_by_their_path(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "a")
+    make_section(tmp_path / "deep/er/b")
+    make_section(tmp_path / "x", section="named")
+    (tmp_path / "README.md").write_text("a container's own files are no section")
+    found = find_sections([str(tmp_path)], "breast")
+    assert [c.slide_id for c in found] == ["breast/a", "breast/deep/er/b", "breast/named"]
+    assert [c.section for c in find_sections([str(tmp_path / "a")], "breast")] == ["a"]
+
+
+def test_what_no_reader_knows_is_a_candidate_that_is_refused(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "good")
+    (tmp_path / "good/extra").mkdir()
+    (tmp_path / "good/extra/notes.txt").write_text("below a section: not a section")
+    (tmp_path / "visium/spatial").mkdir(parents=True)
+    (tmp_path / "visium/matrix.h5").write_text("x")
+    (tmp_path / "visium/spatial/positions.csv").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "group/one").mkdir(parents=True)
+    (tmp_path / "group/one/file.bin").write_text("x")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/file").write_text("x")
+    assert names(tmp_path) == {
+        "good": None,
+        "visium": "unknown_format",
+        "empty": "unknown_format",
+        "group/one": "unknown_format",
+    }
+    refused = next(c for c in find_sections([str(tmp_path)], "c") if c.section == "visium")
+    assert "legacy-st (counts.tsv" in str(refused.problem)
+    assert refused.problem is not None
+    assert refused.problem.file == str(tmp_path / "visium")
+
+
+def test_a_source_that_is_no_section(tmp_path: Path) -> None:
+    (tmp_path / "void").mkdir()
+    (tmp_path / "a.h5ad").write_text("x")
+    assert names(tmp_path / "void") == {"void": "unknown_format"}
+    assert names(tmp_path / "a.h5ad") == {"a.h5ad": "unknown_format"}
+    with pytest.raises(UsageError, match="nothing at"):
+        find_sections([str(tmp_path / "gone")], "c")
+
+
+def test_two_sections_of_one_name_are_a_mistake(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "one/s")
+    make_section(tmp_path / "two/s")
+    with pytest.raises(UsageError, match="would both be c/s"):
+        find_sections([str(tmp_path / "one"), str(tmp_path / "two")], "c")
+    assert list(names(tmp_path)) == ["one/s", "two/s"]
+    with pytest.raises(UsageError, match="without '/'"):
+        find_sections([str(tmp_path)], "a/b")
+
+
+def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "here/s1")
+    elsewhere = make_section(tmp_path / "elsewhere/s2")
+    (tmp_path / "metadata.csv").write_text("section,patient\nfirst,P1\nsecond,P2\n")
+    listed = [{"section": "first", "path": "here/s1"}, {"section": "second", "path": str(elsewhere)}]
+    cohort = tmp_path / "cohort.json"
+    cohort.write_text(json.dumps({"sections": listed, "metadata": "metadata.csv"}))
+    found = find_sections([str(cohort)], "c")
+    assert [(c.slide_id, c.metadata["patient"]) for c in found] == [("c/first", "P1"), ("c/second", "P2")]
+    other = tmp_path / "other.csv"
+    other.write_text("section,patient\nfirst,P9\n")
+    assert find_sections([str(cohort)], "c", str(other))[0].metadata["patient"] == "P9"
+    cohort.write_text(json.dumps({"sections": [{"section": "first", "path": "gone"}]}))
+    with pytest.raises(UsageError, match="is not there"):
+        find_sections([str(cohort)], "c")
+    cohort.write_text("[]")
+    with pytest.raises(UsageError, match="no cohort file"):
+        find_sections([str(cohort)], "c")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("patient\nP\n", "no column 'section'"),
+        ("section,pateint\ns,P\n", "pateint"),
+        ("section,patient\ns,P\ns,Q\n", "line 3"),
+        ("section,um_per_px\ns,fine\n", "um_per_px"),
+        ("section,um_per_px\ns,-1\n", "above 0"),
+        ("section,simulated\ns,perhaps\n", "true or false"),
+    ],
+)
+def test_a_table_with_a_mistake(tmp_path: Path, table: str, said: str) -> None:
+    (tmp_path / "m.csv").write_text(table)
+    with pytest.raises(UsageError, match=said):
+        read_metadata(str(tmp_path / "m.csv"))
