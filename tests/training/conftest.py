@@ -68,6 +68,7 @@ def publish(lake: Lake, slides: Mapping[str, Mapping[str, object]]) -> int:
             "n_spots": ROWS,
             "niche_um": 500.0,
             "flags": [],
+            "source": f"generated:{slide_id}",
         }
         nothing = REJECTIONS.empty_table().drop_columns(["ingest_id", "slide_id"])
         attempt.stage({**record, "study": "study", **provenance}, [fragment], nothing)
