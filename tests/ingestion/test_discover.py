@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from histolake.ingestion.discover import discover, read_metadata
+from histolake.ingestion.discover import find_sections, read_metadata
 from histolake.platform.errors import UsageError
 
 
 def names(folder: Path | str, *more: str) -> dict[str, str | None]:
-    return {c.section: c.problem and c.problem.rule for c in discover([str(folder), *more], "c")}
+    return {c.section: c.problem and c.problem.rule for c in find_sections([str(folder), *more], "c")}
 
 
 def test_sections_are_named_by_themselves_or_by_their_path(tmp_path: Path, make_section: Callable[..., Path]) -> None:
@@ -21,9 +21,9 @@ def test_sections_are_named_by_themselves_or_by_their_path(tmp_path: Path, make_
     make_section(tmp_path / "deep/er/b")
     make_section(tmp_path / "x", section="named")
     (tmp_path / "README.md").write_text("a container's own files are no section")
-    found = discover([str(tmp_path)], "breast")
+    found = find_sections([str(tmp_path)], "breast")
     assert [c.slide_id for c in found] == ["breast/a", "breast/deep/er/b", "breast/named"]
-    assert [c.section for c in discover([str(tmp_path / "a")], "breast")] == ["a"]
+    assert [c.section for c in find_sections([str(tmp_path / "a")], "breast")] == ["a"]
 
 
 def test_what_no_reader_knows_is_a_candidate_that_is_refused(tmp_path: Path, make_section: Callable[..., Path]) -> None:
@@ -44,7 +44,7 @@ def test_what_no_reader_knows_is_a_candidate_that_is_refused(tmp_path: Path, mak
         "empty": "unknown_format",
         "group/one": "unknown_format",
     }
-    refused = next(c for c in discover([str(tmp_path)], "c") if c.section == "visium")
+    refused = next(c for c in find_sections([str(tmp_path)], "c") if c.section == "visium")
     assert "legacy-st (counts.tsv" in str(refused.problem)
     assert refused.problem is not None
     assert refused.problem.file == str(tmp_path / "visium")
@@ -56,17 +56,17 @@ def test_a_source_that_is_no_section(tmp_path: Path) -> None:
     assert names(tmp_path / "void") == {"void": "unknown_format"}
     assert names(tmp_path / "a.h5ad") == {"a.h5ad": "unknown_format"}
     with pytest.raises(UsageError, match="nothing at"):
-        discover([str(tmp_path / "gone")], "c")
+        find_sections([str(tmp_path / "gone")], "c")
 
 
 def test_two_sections_of_one_name_are_a_mistake(tmp_path: Path, make_section: Callable[..., Path]) -> None:
     make_section(tmp_path / "one/s")
     make_section(tmp_path / "two/s")
     with pytest.raises(UsageError, match="would both be c/s"):
-        discover([str(tmp_path / "one"), str(tmp_path / "two")], "c")
+        find_sections([str(tmp_path / "one"), str(tmp_path / "two")], "c")
     assert list(names(tmp_path)) == ["one/s", "two/s"]
     with pytest.raises(UsageError, match="without '/'"):
-        discover([str(tmp_path)], "a/b")
+        find_sections([str(tmp_path)], "a/b")
 
 
 def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable[..., Path]) -> None:
@@ -76,17 +76,17 @@ def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable
     listed = [{"section": "first", "path": "here/s1"}, {"section": "second", "path": str(elsewhere)}]
     cohort = tmp_path / "cohort.json"
     cohort.write_text(json.dumps({"sections": listed, "metadata": "metadata.csv"}))
-    found = discover([str(cohort)], "c")
+    found = find_sections([str(cohort)], "c")
     assert [(c.slide_id, c.metadata["patient"]) for c in found] == [("c/first", "P1"), ("c/second", "P2")]
     other = tmp_path / "other.csv"
     other.write_text("section,patient\nfirst,P9\n")
-    assert discover([str(cohort)], "c", str(other))[0].metadata["patient"] == "P9"
+    assert find_sections([str(cohort)], "c", str(other))[0].metadata["patient"] == "P9"
     cohort.write_text(json.dumps({"sections": [{"section": "first", "path": "gone"}]}))
     with pytest.raises(UsageError, match="is not there"):
-        discover([str(cohort)], "c")
+        find_sections([str(cohort)], "c")
     cohort.write_text("[]")
     with pytest.raises(UsageError, match="no cohort file"):
-        discover([str(cohort)], "c")
+        find_sections([str(cohort)], "c")
 
 
 @pytest.mark.parametrize(

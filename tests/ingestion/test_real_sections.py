@@ -39,12 +39,14 @@ def test_scale_spots_and_tissue(real_sections: Path, section: str) -> None:
     assert quality_flags(slide, QualitySettings()) == flags
     assert slide.image is not None
     image = open_image(slide.image)
+    width, height = image.size_px
+    anywhere = np.random.default_rng(0).uniform((0, 0), (width, height), (300, 2))
     on, off = (
-        tile(image, kept.xy_px + shift, width_um=100, um_per_px=um_per_px, settings=PatchSettings()).tissue_fraction_N
-        for shift in (0, 1500 / um_per_px)
+        tile(image, centres, width_um=100, um_per_px=um_per_px, settings=PatchSettings()).tissue_fraction_N
+        for centres in (kept.xy_px, anywhere)
     )
     image.close()
-    # Spots lie on tissue; the same spots a millimetre and a half aside often do not.
-    assert np.median(on) > 0.9
+    # Spots lie on tissue; places drawn at random often do not.
+    assert np.median(on) > 0.85
     assert on.min() > 0.3
     assert on.mean() > off.mean() + 0.2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 
 ALL = SentenceSettings(exclude="")
 
@@ -19,35 +19,35 @@ def plainly(row: np.ndarray, symbols: list[str], length: int) -> str:
 def test_golden() -> None:
     symbols = ["ZEB1", "ACTB", "KRT8", "ERBB2", "MUC1"]
     counts = csr_array(np.array([[1, 7, 0, 7, 2], [0, 0, 0, 0, 0], [0.5, 0, 0.25, 0, 0.5]], dtype=np.float32))
-    assert sentences(counts, symbols, ALL) == ["ACTB ERBB2 MUC1 ZEB1", "", "MUC1 ZEB1 KRT8"]
+    assert gene_sentences(counts, symbols, ALL) == ["ACTB ERBB2 MUC1 ZEB1", "", "MUC1 ZEB1 KRT8"]
 
 
 def test_agrees_with_a_plain_sort() -> None:
     rng = np.random.default_rng(0)
     symbols = [f"G{i}" for i in rng.permutation(400)]
     dense = rng.poisson(0.8, (300, 400)).astype(np.float32) * rng.choice([1, 0.37], 400).astype(np.float32)
-    found = sentences(csr_array(dense), symbols, SentenceSettings(length=17, exclude=""))
+    found = gene_sentences(csr_array(dense), symbols, SentenceSettings(length=17, exclude=""))
     assert found == [plainly(row, symbols, 17) for row in dense]
 
 
 def test_a_stored_zero_is_no_expression() -> None:
     counts = csr_array((np.array([0, 3], dtype=np.float32), np.array([0, 1]), np.array([0, 2])), shape=(1, 2))
-    assert sentences(counts, ["AAA", "BBB"], ALL) == ["BBB"]
+    assert gene_sentences(counts, ["AAA", "BBB"], ALL) == ["BBB"]
 
 
 def test_more_counts_of_everything_say_the_same() -> None:
     dense = np.random.default_rng(1).poisson(2.0, (20, 90)).astype(np.float32)
     symbols = [f"G{i}" for i in range(90)]
-    assert sentences(csr_array(dense), symbols, ALL) == sentences(csr_array(np.log1p(dense)), symbols, ALL)
+    assert gene_sentences(csr_array(dense), symbols, ALL) == gene_sentences(csr_array(np.log1p(dense)), symbols, ALL)
 
 
 @pytest.mark.parametrize("symbol", ["MT-CO1", "RPL13", "RPL13A", "RPS27L", "RPLP0", "RPSA", "RPS4Y1", "mt-Nd1"])
 def test_genes_of_every_cell_are_left_out(symbol: str) -> None:
     counts = csr_array(np.array([[9, 1]], dtype=np.float32))
-    assert sentences(counts, [symbol, "ERBB2"], SentenceSettings()) == ["ERBB2"]
+    assert gene_sentences(counts, [symbol, "ERBB2"], SentenceSettings()) == ["ERBB2"]
 
 
 @pytest.mark.parametrize("symbol", ["MTOR", "RPS6KA1", "RPLP0P6", "MTHFR", "RPTOR"])
 def test_genes_that_only_look_like_them_stay(symbol: str) -> None:
     counts = csr_array(np.array([[9, 1]], dtype=np.float32))
-    assert sentences(counts, [symbol, "ERBB2"], SentenceSettings()) == [f"{symbol} ERBB2"]
+    assert gene_sentences(counts, [symbol, "ERBB2"], SentenceSettings()) == [f"{symbol} ERBB2"]

@@ -14,7 +14,7 @@ from PIL import Image
 from histolake.ingestion.images import open_image
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import Listing, reader
-from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.simulate import simulate_section
 from histolake.ingestion.simulate.anatomy import DOMAINS, Warp, make_anatomy, make_warp
 from histolake.ingestion.simulate.expression import MARKERS
@@ -112,7 +112,7 @@ def test_domains_look_different_and_are_found_again_by_their_look(sections: dict
 
 def test_domains_speak_of_their_cells(sections: dict[int, Path]) -> None:
     slide, _ = judge_spots(read(sections[1]), QualitySettings())
-    told = dict(zip(slide.barcodes, sentences(slide.counts, slide.symbols, SentenceSettings()), strict=True))
+    told = dict(zip(slide.barcodes, gene_sentences(slide.counts, slide.symbols, SentenceSettings()), strict=True))
     truth = pq.read_table(sections[1] / "truth.parquet").to_pylist()
     for domain, cells in (
         ("tumour", "tumour"),
@@ -143,7 +143,7 @@ def test_the_warp_is_what_the_truth_says(sections: dict[int, Path]) -> None:
         patient = np.stack([rows["patient_x_um"], rows["patient_y_um"]], axis=1)
         np.testing.assert_allclose(Warp(**stated)(xy), patient)
         moved = np.linalg.norm(patient - xy, axis=1)
-        assert (moved.max() == 0) if number == 1 else (40 < moved.mean() < 500)
+        assert (moved.max() < 1e-6) if number == 1 else (40 < moved.mean() < 500)
 
 
 def test_both_sections_show_one_anatomy() -> None:
@@ -152,8 +152,10 @@ def test_both_sections_show_one_anatomy() -> None:
     shares = anatomy.domains_at(warp(at))
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)
     np.testing.assert_array_equal(shares, anatomy.domains_at(warp(at)))
-    # Neighbouring points have neighbouring tissue: the warp is smooth.
-    assert np.abs(shares - anatomy.domains_at(warp(at + 5.0))).max() < 0.3
+    # The warp is smooth: no step is more than a third longer or shorter than it was.
+    for step in ((5.0, 0.0), (0.0, 5.0), (3.0, -4.0)):
+        length = np.linalg.norm(warp(at + step) - warp(at), axis=1) / 5.0
+        assert 0.67 < length.min() <= length.max() < 1.33
 
 
 def test_patients_are_stained_differently(

@@ -7,6 +7,7 @@ knows something about expression, and a method that can learn does better than c
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,11 +165,26 @@ def query_images(planted: Snapshot) -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line as a person does."""
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line as a process of its own; keywords are environment variables."""
 
-    def start(*words: object) -> subprocess.CompletedProcess[str]:
+    def begin(*words: object, **variables: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "histolake.platform", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        environment = {**os.environ, **variables}
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
 
-    return start
+    return begin
+
+
+@pytest.fixture(scope="session")
+def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line to its end, as a person does."""
+
+    def finish(*words: object) -> subprocess.CompletedProcess[str]:
+        process = start(*words)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return finish

@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from histolake.platform.cluster import ClusterSettings
-from histolake.platform.errors import ServiceError, UsageError
+from histolake.platform.errors import ServiceError
 from histolake.serving.client import Client
-from histolake.serving.service.server import running
-from histolake.serving.service.settings import ServiceSettings
 from histolake.serving.tasks import Reference, annotate, embed, load_reference, predict, retrieve
 
 
@@ -29,9 +30,28 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def client(small_model: Any) -> Iterator[Client]:
-    service = ServiceSettings(port=free_port(), encoder_threads=1)
-    with running(str(small_model.folder), service, ClusterSettings(object_store_mb=128)) as url, Client(url) as asked:
+def server(
+    small_model: Any, start: Callable[..., subprocess.Popen[str]]
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`histolake serve` as a process of its own, and its URL."""
+    port = free_port()
+    settings = {"HISTOLAKE_SERVICE__ENCODER_THREADS": "1", "HISTOLAKE_CLUSTER__OBJECT_STORE_MB": "128"}
+    process = start("serve", "--model", small_model.folder, "--port", port, **settings)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert line.startswith(f"ready at {url} "), line + process.communicate(timeout=60)[1]
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[subprocess.Popen[str], str]) -> Iterator[Client]:
+    with Client(server[1]) as asked:
         yield asked
 
 
@@ -201,18 +221,18 @@ def test_large_bodies_are_refused_unread(client: Client, query_images: list[byte
 
 def test_the_routes_are_described(client: Client) -> None:
     described = httpx.get(f"{client.url}/openapi.json").json()
-    assert {"/healthz", "/v1/model", "/v1/embed", "/v1/retrieve", "/v1/predict", "/v1/annotate"} <= set(described["paths"])
+    assert {"/healthz", "/v1/model", "/v1/embed", "/v1/retrieve", "/v1/predict", "/v1/annotate"} <= set(
+        described["paths"]
+    )
     answer = described["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert answer == {"$ref": "#/components/schemas/PredictAnswer"}
 
 
-def test_a_taken_port_is_said(client: Client, small_model: Any) -> None:
-    port = int(client.url.rsplit(":", 1)[1])
-    with (
-        pytest.raises(UsageError, match=f"Port {port} of 127.0.0.1 cannot be listened on"),
-        running(str(small_model.folder), ServiceSettings(port=port), ClusterSettings()),
-    ):
-        pass
+def test_a_taken_port_is_said(client: Client, small_model: Any, run: Any) -> None:
+    port = client.url.rsplit(":", 1)[1]
+    done = run("serve", "--model", small_model.folder, "--port", port)
+    assert done.returncode == 2
+    assert f"error: Port {port} of 127.0.0.1 cannot be listened on (Address already in use)" in done.stderr
 
 
 def test_nobody_there_is_said() -> None:
@@ -222,3 +242,42 @@ def test_nobody_there_is_said() -> None:
             nobody.model()
         with pytest.raises(ServiceError, match=r"No service has answered .* for 0.3 s"):
             nobody.wait(0.3)
+
+
+def processes() -> dict[tuple[int, str], int]:
+    """Every live process of this machine, (pid, time it started), and its parent's pid."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if fields[0] != "Z":
+            found[int(path.parent.name), fields[19]] = int(fields[1])
+    return found
+
+
+def descendants(pid: int) -> set[tuple[int, str]]:
+    known, found = processes(), set[tuple[int, str]]()
+    parents = {pid}
+    while children := {process for process, parent in known.items() if parent in parents} - found:
+        found |= children
+        parents = {child for child, _ in children}
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_stopping_leaves_nothing_behind(server: tuple[subprocess.Popen[str], str]) -> None:
+    """The last test here: it stops the server."""
+    process, url = server
+    family = descendants(process.pid)
+    assert len(family) > 3, "Ray runs in processes of its own"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0 and "stopping" in said and "Traceback" not in said
+    end = time.monotonic() + 20
+    while (left := family & processes().keys()) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left
+    with Client(url) as client:
+        assert not client.healthy()

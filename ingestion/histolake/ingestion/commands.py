@@ -81,7 +81,7 @@ def ingest(
     Example: histolake ingest sections/ --lake /data/lake --cohort breast --set quality.min_genes=300
     """
     from histolake.ingestion import pipeline
-    from histolake.ingestion.discover import discover
+    from histolake.ingestion.discover import find_sections
     from histolake.platform.cluster import start_ray
     from histolake.platform.lake import Lake
     from histolake.platform.settings import load_settings
@@ -92,7 +92,7 @@ def ingest(
     if cohort is None:
         raise UsageError("No cohort is named; give --cohort NAME.")
     console = _console()
-    candidates = discover(sources, cohort, metadata)
+    candidates = find_sections(sources, cohort, metadata)
     rules = pipeline.ingest_settings(settings)
     console.print(f"{len(candidates)} sections found; starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), _progress(console) as tell:

@@ -19,7 +19,7 @@ from histolake.ingestion.slide import METADATA_FIELDS, SlideMetadata
 from histolake.platform.errors import SourceError, UsageError
 from histolake.platform.storage import Location
 
-__all__ = ["COHORT_FILE", "Candidate", "discover", "read_metadata"]
+__all__ = ["COHORT_FILE", "Candidate", "find_sections", "read_metadata"]
 
 COHORT_FILE = "cohort.json"
 _NAME = re.compile(r"[^/\s\x00][^/\x00]*")
@@ -38,7 +38,7 @@ class Candidate:
     problem: SourceError | None = None
 
 
-def discover(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> list[Candidate]:
+def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> list[Candidate]:
     """The sections below `sources` (folders, or a `cohort.json`), by slide_id.
 
     A section's name is what the curator's metadata or its own say, else its path below the source. Raises

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from histolake.ingestion.discover import COHORT_FILE, discover
+from histolake.ingestion.discover import COHORT_FILE, find_sections
 from histolake.platform.errors import UsageError
 from histolake.platform.storage import Location
 
@@ -104,7 +104,7 @@ def _twins(home: Location) -> list[Location]:
 
 
 def _as_found(folder: Location, file: str) -> Chosen:
-    found = discover([folder.uri], "sample")
+    found = find_sections([folder.uri], "sample")
     known = [candidate for candidate in found if candidate.source is not None]
     if not known:
         raise UsageError(f"{folder} holds no section that a reader knows. {found[0].problem}")

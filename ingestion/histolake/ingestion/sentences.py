@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SentenceSettings", "sentences"]
+__all__ = ["SentenceSettings", "gene_sentences"]
 
 ROWS = 1 << 14  # spots sorted at once
 SYMBOL_BITS = 18  # genes a matrix may have, as a power of two
@@ -29,7 +29,7 @@ class SentenceSettings:
     exclude: str = r"MT-.+|RPL\d+[AXL]?\d*|RPS\d+[AXYL]?\d*|RPLP[012]|RPSA"  # symbols left out; "" keeps all
 
 
-def sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
+def gene_sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
     """One sentence a row of a sparse (N, G) matrix of counts or of sums of counts.
 
     Symbols by falling value, equal values by symbol, single spaces between; no gene without a count, at most

@@ -20,7 +20,8 @@ __all__ = ["PatchSettings", "Tiles", "focus", "patch_window", "tile", "tissue_fr
 
 WHITE = 255
 CHROMA_OF_TISSUE = 24  # of 255: the stains colour a pixel by more than this, glass and paper by less
-DARK = 100  # of 255: a pixel darker than this is tissue, ink or dirt rather than glass, whatever its colour
+DARK = 100  # of 255: a pixel darker than this is tissue, ink or dirt rather than glass, whatever its colour,
+BLACK = 20  # unless it is as dark as this: what scanners and curators paint where nothing was scanned
 LOCALITY_PX = 512  # spots are visited cell by cell of this size, so that neighbouring reads follow each other
 
 
@@ -104,15 +105,15 @@ def _reduced(patch_HWC: np.ndarray, max_px: int) -> np.ndarray:
 
 
 def tissue_fraction(patch_HWC: np.ndarray) -> float:
-    """The fraction of pixels that are tissue: coloured (largest minus smallest colour above `CHROMA_OF_TISSUE`) or
-    dark.
+    """The fraction of pixels that are tissue: coloured (largest less smallest colour above `CHROMA_OF_TISSUE`), or dark
+    without being black.
 
-    Empty glass is bright and grey whatever the white balance; haematoxylin and eosin both colour. No stain
-    vectors are fitted, so the figure is the same whatever else is on the slide; brown or blue pen counts as tissue.
+    Empty glass is bright and nearly grey; haematoxylin and eosin both colour. No stain vectors are fitted, so the
+    figure is the same whatever else is on the slide; pen marks count as tissue.
     """
     high = np.maximum(np.maximum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
     low = np.minimum(np.minimum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
-    return float(np.mean(((high - low) > CHROMA_OF_TISSUE) | (high < DARK)))
+    return float(np.mean(((high - low) > CHROMA_OF_TISSUE) | ((high < DARK) & (high > BLACK))))
 
 
 def focus(patch_HWC: np.ndarray) -> float:

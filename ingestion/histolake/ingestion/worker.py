@@ -25,7 +25,7 @@ from histolake.ingestion.images import open_image
 from histolake.ingestion.niches import nearest_spots, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
-from histolake.ingestion.sentences import SentenceSettings, sentences
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
 from histolake.ingestion.tiling import PatchSettings, Tiles, tile
 from histolake.platform.errors import SourceError
@@ -202,8 +202,8 @@ class _OpenSlide:
         self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
         self._niche_NK = nearest_spots(self._slide.xy_px, settings.patches.niche_k)
         around = niche_sums(self._counts_NU, self._niche_NK, include_self=settings.patches.niche_include_self)
-        self._sentences = sentences(self._counts_NU, symbols, settings.sentences)
-        self._niche_sentences = sentences(around, symbols, settings.sentences)
+        self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences)
+        self._niche_sentences = gene_sentences(around, symbols, settings.sentences)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
         self._image: SlideImage | None = None if self._slide.image is None else open_image(self._slide.image)
 

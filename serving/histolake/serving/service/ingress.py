@@ -1,7 +1,7 @@
 """The routes. They check a request, ask the encoder and the library, and say which model answered; nothing more.
 
-Annotations are real objects here, not strings (no `from __future__ import annotations`): Serve builds the routes anew in
-its own processes, where FastAPI could not look the names up.
+Annotations are real objects here, not strings (no `from __future__ import annotations`): Serve builds the routes anew
+in its own processes, where FastAPI could not look the names up.
 """
 
 import json
