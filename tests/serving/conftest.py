@@ -62,10 +62,11 @@ def patch(domain: int, rng: np.random.Generator) -> bytes:
 def planted_pairs(slide_id: str, gene_ids: np.ndarray, symbols: list[str]) -> pa.Table:
     """Pairs of one section of planted tissue."""
     rng = np.random.default_rng(list(hashlib.sha256(slide_id.encode()).digest()))
+    abundance = np.linspace(1.0, 6.0, GENES)
     rows = []
     for number in range(SPOTS):
         domain = int(rng.integers(DOMAINS))
-        rate = np.where(np.arange(GENES) % DOMAINS == domain, 30.0, 4.0) * rng.gamma(4.0, 0.25, size=GENES)
+        rate = abundance * np.where(np.arange(GENES) % DOMAINS == domain, 15.0, 2.0) * rng.gamma(4.0, 0.25, size=GENES)
         counts = rng.poisson(rate).astype(np.float32)
         seen = np.flatnonzero(counts)
         ranked = sorted(seen, key=lambda g: (-counts[g], symbols[g]))

@@ -17,7 +17,7 @@ from histolake.serving.evaluation import Evaluator, fit_baselines
 from histolake.serving.evaluation.baselines import Ridge, features_of
 from histolake.serving.evaluation.cca import Components, LinearCCA
 from histolake.serving.evaluation.features import FrozenFeatures
-from histolake.serving.evaluation.figures import gene_correlations, prediction_figures
+from histolake.serving.evaluation.figures import gene_correlations, prediction_figures, section_recall
 from histolake.serving.evaluation.protocol import Evaluation, Subject
 from histolake.serving.evaluation.sections import read_section
 from histolake.serving.tasks import embed, load_reference, predict
@@ -129,6 +129,14 @@ def test_a_section_can_be_read_in_part(planted: Snapshot) -> None:
     np.testing.assert_allclose(whole.expression(genes)[0], np.log1p(whole.counts[0] / total * 1e4), rtol=1e-5)
 
 
+def test_recall_in_blocks_is_that_of_the_whole() -> None:
+    rng = np.random.default_rng(3)
+    image, text = rng.normal(size=(1300, 6)), rng.normal(size=(1300, 6))
+    text[::5] = text[0]  # ties, too
+    assert section_recall(image, text, 0.05) == pytest.approx(recall_at(image @ text.T, 0.05))
+    assert section_recall(text[1:4], text[1:4], 1 / 3) == pytest.approx(1.0)
+
+
 def test_constants_count_as_the_definition_says() -> None:
     rng = np.random.default_rng(0)
     measured = rng.normal(size=(30, 4))
@@ -172,7 +180,7 @@ def test_cca_without_restraint_is_the_textbooks() -> None:
     # Canonical correlations are the cosines between the two column spaces.
     expected = np.linalg.svd(np.linalg.qr(a)[0].T @ np.linalg.qr(b)[0], compute_uv=False)
     np.testing.assert_allclose(cca.correlation_R, expected, atol=1e-8)
-    assert recall_at(cca.scores(x, y), 0.05) > 0.3
+    assert section_recall(*cca.variates(x, y), 0.05) > 0.3
 
 
 def test_the_command_writes_what_it_prints(small_model: Any, planted: Snapshot, tmp_path: Path, run: Any) -> None:

@@ -158,11 +158,11 @@ def _choose_cca(fit: _Material, check: Sequence[Section], genes: np.ndarray, mak
 
     def mean_rank(choice: dict[str, Any]) -> float:
         cca = fit.cca(**choice)
-        scores = [
-            cca.scores(features_of(section, choice["features"], make), own)
+        pairs = [
+            cca.variates(features_of(section, choice["features"], make), own)
             for section, own in zip(check, wide, strict=True)
         ]
-        return float(np.mean([rank_quantiles(found_NN).mean() for found_NN in scores]))
+        return float(np.mean([rank_quantiles(image_NR @ profile_NR.T).mean() for image_NR, profile_NR in pairs]))
 
     choices = _grid(
         features=tuple(FEATURE_SETS),

@@ -56,7 +56,7 @@ def _largest_first(inner_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class LinearCCA:
-    """A fitted CCA; `scores` compares images with profiles."""
+    """A fitted CCA; `variates` puts images and profiles side by side."""
 
     image: Components
     expression: Components
@@ -82,13 +82,13 @@ class LinearCCA:
         u_PR, s_R, vt_RQ = np.linalg.svd(cross_PQ, full_matrices=False)
         return cls(image, expression, x_scale_P[:, None] * u_PR, y_scale_Q[:, None] * vt_RQ.T, s_R)
 
-    def scores(self, features_NF: np.ndarray, expression_MG: np.ndarray) -> np.ndarray:
-        """Cosine (N, M) of canonical variates, each weighted by its correlation."""
+    def variates(self, features_NF: np.ndarray, expression_MG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Unit rows (N, R) and (M, R) of both sides' canonical variates, each weighted by its correlation; their inner
+        products are the cosines by which images and profiles are compared."""
         x_NP = self.image.project(features_NF, len(self.image_PR))
         y_MQ = self.expression.project(expression_MG, len(self.expression_QR))
-        return (
-            _unit(x_NP @ self.image_PR * self.correlation_R) @ _unit(y_MQ @ self.expression_QR * self.correlation_R).T
-        )
+        x_NR, y_MR = x_NP @ self.image_PR * self.correlation_R, y_MQ @ self.expression_QR * self.correlation_R
+        return _unit(x_NR), _unit(y_MR)
 
 
 def _whitening(side: Components, count: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:

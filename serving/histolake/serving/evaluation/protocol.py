@@ -22,10 +22,9 @@ from histolake.platform.lake import Snapshot
 from histolake.platform.splits import Split, unit_of
 from histolake.serving.evaluation.baselines import Baselines, features_of, fit_baselines
 from histolake.serving.evaluation.features import FrozenFeatures
-from histolake.serving.evaluation.figures import gene_correlations, prediction_figures
+from histolake.serving.evaluation.figures import gene_correlations, prediction_figures, section_recall
 from histolake.serving.evaluation.sections import Section, read_section
 from histolake.serving.tasks import Encoder, ExactIndex, Reference, embed, predict
-from histolake.training.metrics import recall_at
 
 __all__ = ["ALL_SLIDES", "Evaluation", "Evaluator", "Subject"]
 
@@ -130,7 +129,7 @@ class Evaluator:
         answer = predict(image_ND, index, reference.expression_MG, **reference.predict_settings)
         printed = predict(image_ND, index, reference.expression_MG, method="weighted")
         ridge_NG = baselines.ridge.predict(features_of(section, baselines.chosen["ridge_features"], self._make))
-        cca_NN = baselines.cca.scores(
+        cca = baselines.cca.variates(
             features_of(section, baselines.chosen["cca_features"], self._make),
             section.expression(baselines.cca_gene_ids),
         )
@@ -142,8 +141,8 @@ class Evaluator:
         }
         figures: dict[str, Any] = {"nearest_similarity_mean": float(answer.nearest_similarity_N.mean())}
         for name, share in RECALLS.items():
-            figures[name] = recall_at(image_ND @ text_ND.T, share)
-            figures[f"{name}_cca"] = recall_at(cca_NN, share)
+            figures[name] = section_recall(image_ND, text_ND, share)
+            figures[f"{name}_cca"] = section_recall(*cca, share)
             figures[f"{name}_chance"] = share
         for ending, predicted_NG in predictions.items():
             figures |= {f"{key}{ending}": value for key, value in prediction_figures(predicted_NG, measured_NG).items()}
