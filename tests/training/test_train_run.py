@@ -140,6 +140,16 @@ def test_a_resumed_run_and_the_undisturbed_one_have_the_same_losses(
     assert first | second == whole
 
 
+def test_a_loss_that_is_no_number_ends_the_run_with_one_sentence(
+    workplace: Path, snapshot: Snapshot, micro: Recipe, cluster: ClusterSettings
+) -> None:
+    tracking = TrackingSettings(uri=f"sqlite:///{workplace}/runs.db")
+    wild = dataclasses.replace(micro, lr=1e30, warmup_steps=0)
+    with pytest.raises(ModelError, match="not a number at step"):
+        train(wild, snapshot, SPLIT, tracking=tracking, cluster=cluster, max_failures=0)
+    assert list_models(tracking) == []
+
+
 def test_a_request_that_cannot_be_is_refused_before_anything_starts(
     workplace: Path, snapshot: Snapshot, micro: Recipe, cluster: ClusterSettings
 ) -> None:

@@ -62,7 +62,21 @@ def fit(plan: TrainPlan, board: Any) -> Any:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _own_error(error) from error
+
+
+def _own_error(error: Any) -> Exception:
+    """The error of ours that a worker raised, if that is what ended the training; else Ray's."""
+    from histolake.platform.errors import HistolakeError
+
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, HistolakeError):
+            return type(cause)(str(cause))
+    return error  # type: ignore[no-any-return]  # Ray has no types
 
 
 def train_worker(config: dict[str, Any]) -> None:

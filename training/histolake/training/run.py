@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,13 +74,15 @@ def train(
     include_low_resolution: bool = False,
     run_name: str | None = None,
     storage: str | None = None,
+    max_failures: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Train a recipe on the training side of a split, and register the model under `name` (the tracking settings' if
     none) with the recipe's name and `aliases` as aliases.
 
     `say` is told what goes on, a line at a time. `storage` (folder or URI) keeps checkpoints, and the same `run_name`
-    there resumes; without it they live in a temporary folder for as long as the run. Raises `UsageError` or
+    there resumes; without it they live in a temporary folder for as long as the run. Workers that die are restarted
+    from the last checkpoint, `max_failures` times. Raises `UsageError` or
     `SplitError`, before anything is started, for a request that cannot be.
     """
     # Threads that wait give way: the workers of Ray and this process share the cores.
@@ -107,6 +110,7 @@ def train(
             workers=workers,
             run_name=run_name or f"{recipe.name}-{uuid.uuid4().hex[:8]}",
             storage=storage or scratch,
+            max_failures=max_failures,
         )
         with snapshot.reading(f"train {plan.run_name}"):
             return job.run(plan, cluster, Path(scratch), name or tracking.model, aliases, began)
@@ -243,6 +247,8 @@ class _Job:
             )
 
         self.say(f"starting {plan.workers} workers for {self.recipe.name}")
+        # Ray starts its processes by fork and exec, which Lance need not fear.
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
         with start_ray(cluster):
             board = make_board()
             with Watcher(board, take):
