@@ -76,7 +76,7 @@ def _own_error(error: Any) -> Exception:
         cause = getattr(failure, "cause", failure)
         if isinstance(cause, HistolakeError):
             return type(cause)(str(cause))
-    return error  # type: ignore[no-any-return]  # Ray has no types
+    return error
 
 
 def train_worker(config: dict[str, Any]) -> None:
