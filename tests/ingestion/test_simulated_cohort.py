@@ -22,6 +22,7 @@ from histolake.ingestion.slide import Slide
 from histolake.ingestion.tiling import PatchSettings, tile
 from histolake.platform.storage import Location
 
+UM_PER_PX = 1.8  # coarser than the cohort, and quicker; still more than 2,000 px a side
 FILES = ["counts.tsv.gz", "image.jpg", "section.json", "spots.tsv", "truth.json", "truth.parquet"]
 
 
@@ -29,7 +30,7 @@ FILES = ["counts.tsv.gz", "image.jpg", "section.json", "spots.tsv", "truth.json"
 def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Both sections of one patient."""
     root = tmp_path_factory.mktemp("simulated")
-    return {number: simulate_section(root, "SIM-B", number, seed=0) for number in (1, 2)}
+    return {number: simulate_section(root, "SIM-B", number, seed=0, um_per_px=UM_PER_PX) for number in (1, 2)}
 
 
 def read(folder: Path) -> Slide:
@@ -39,14 +40,14 @@ def read(folder: Path) -> Slide:
 
 
 def test_a_seed_is_a_cohort(sections: dict[int, Path], tmp_path: Path) -> None:
-    again = simulate_section(tmp_path / "again", "SIM-B", 2, seed=0)
+    again = simulate_section(tmp_path / "again", "SIM-B", 2, seed=0, um_per_px=UM_PER_PX)
     assert sorted(path.name for path in again.iterdir()) == FILES
     for name in FILES:
         assert (again / name).read_bytes() == (sections[2] / name).read_bytes(), name
     written = (again / "image.jpg").stat().st_mtime_ns
-    simulate_section(tmp_path / "again", "SIM-B", 2, seed=0)
+    simulate_section(tmp_path / "again", "SIM-B", 2, seed=0, um_per_px=UM_PER_PX)
     assert (again / "image.jpg").stat().st_mtime_ns == written
-    simulate_section(tmp_path / "again", "SIM-B", 2, seed=1)
+    simulate_section(tmp_path / "again", "SIM-B", 2, seed=1, um_per_px=3 * UM_PER_PX)
     assert (again / "spots.tsv").read_bytes() != (sections[2] / "spots.tsv").read_bytes()
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["SIM-B-2"]
 
@@ -57,7 +58,7 @@ def test_it_reads_as_a_section_of_full_resolution(sections: dict[int, Path]) -> 
     kept, refused = judge_spots(slide, QualitySettings())
     assert quality_flags(slide, QualitySettings()) == ()
     assert (slide.metadata.simulated, slide.metadata.patient, slide.metadata.study) == (True, "SIM-B", "simulated")
-    assert slide.metadata.um_per_px == 1.0
+    assert slide.metadata.um_per_px == UM_PER_PX
     assert 150 <= len(kept) <= 250
     assert [spot.rule for spot in refused] == ["min_genes"] * 4
     assert 3000 < np.median(kept.counts.sum(axis=1)) < 9000
@@ -91,7 +92,7 @@ def test_domains_look_different_and_are_found_again_by_their_look(sections: dict
             zip(*(pq.read_table(folder / "truth.parquet")[c].to_pylist() for c in ("barcode", "domain")), strict=True)
         )
         names[number] = np.array([truth[b] for b in slide.barcodes])
-        patches = [image.read_region(int(x) - 50, int(y) - 50, 100, 100).astype(float) for x, y in slide.xy_px]
+        patches = [image.read_region(int(x) - 28, int(y) - 28, 56, 56).astype(float) for x, y in slide.xy_px]
         looks[number] = np.array(
             [
                 [
@@ -161,7 +162,7 @@ def test_both_sections_show_one_anatomy() -> None:
 def test_patients_are_stained_differently(
     tmp_path: Path, sections: dict[int, Path], make_section: Callable[..., Path]
 ) -> None:
-    other = simulate_section(tmp_path, "SIM-C", 1, seed=0)
+    other = simulate_section(tmp_path, "SIM-C", 1, seed=0, um_per_px=UM_PER_PX)
     colours = []
     for folder in (sections[1], other):
         pixels = np.asarray(Image.open(folder / "image.jpg").reduce(8)).reshape(-1, 3).astype(float)

@@ -73,9 +73,9 @@ def test_an_export_that_did_not_finish_is_made_again(filled: Lake, tmp_path: Pat
 
 
 def test_open_clip_reads_the_shards_unchanged(filled: Lake, tmp_path: Path) -> None:
-    from histolake.training.torchvision_shim import open_clip_without_torchvision_ops
+    from histolake.training.torchvision_shim import import_torchvision
 
-    open_clip_without_torchvision_ops()
+    import_torchvision()
     import open_clip
     from open_clip_train.data import get_wds_dataset
 

@@ -42,7 +42,7 @@ __all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
 FORMAT = 1  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
 RUN_SPOTS = 1024  # spots a fragment holds at most
-PUBLISH_EVERY_S = 10.0
+PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
 
 def ingest_settings(settings: Settings) -> IngestSettings:

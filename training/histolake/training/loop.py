@@ -98,8 +98,9 @@ def train_worker(config: dict[str, Any]) -> None:
     steps = Steps(recipe=recipe, model=model, encoder=encoder, optimizer=optimizer, device=device, rank=rank)
     tokenizer = make_tokenizer(recipe.tokenizer, recipe.context)
 
+    stop = min(recipe.stop_after or recipe.steps, recipe.steps)
     began = time.perf_counter()
-    for batch in reader.batches(start, recipe.steps):
+    for batch in reader.batches(start, stop):
         row = steps.run(batch.step, batch.image_BHWC, tokenizer(batch.sentences))
         now = time.perf_counter()
         row |= {"step": batch.step, "epoch": batch.epoch, "pairs_per_s": recipe.global_batch / (now - began)}
@@ -107,7 +108,7 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             config["board"].post.remote(row)
         done = batch.step + 1
-        if done == recipe.steps or done % recipe.checkpoint_every == 0:
+        if done == stop or done % recipe.checkpoint_every == 0:
             report(row, done, encoder, optimizer, rank)
 
 

@@ -41,11 +41,13 @@ def pearson_per_gene(predicted_NG: np.ndarray, measured_NG: np.ndarray) -> np.nd
     b_NG = np.asarray(measured_NG, dtype=np.float64)
     a_NG = a_NG - a_NG.mean(axis=0)
     b_NG = b_NG - b_NG.mean(axis=0)
-    spread_G = np.sqrt((a_NG**2).sum(axis=0) * (b_NG**2).sum(axis=0))
-    # A constant column leaves rounding noise behind, which is no spread.
-    scale_G = np.sqrt(len(a_NG)) * (
-        np.abs(predicted_NG).max(axis=0, initial=0) + np.abs(measured_NG).max(axis=0, initial=0)
-    )
+    norm_a_G, norm_b_G = np.linalg.norm(a_NG, axis=0), np.linalg.norm(b_NG, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        r_G = (a_NG * b_NG).sum(axis=0) / spread_G
-    return np.where(np.sqrt(spread_G) > 1e-9 * np.maximum(scale_G, 1e-300), r_G, np.nan)
+        r_G = (a_NG * b_NG).sum(axis=0) / (norm_a_G * norm_b_G)
+    return np.where(_varies(predicted_NG, norm_a_G) & _varies(measured_NG, norm_b_G), r_G, np.nan)
+
+
+def _varies(values_NG: np.ndarray, norm_G: np.ndarray) -> np.ndarray:
+    """Whether a column has a spread, beyond the rounding noise that subtracting the mean of a constant leaves."""
+    scale_G = np.sqrt(len(values_NG)) * np.abs(values_NG).max(axis=0, initial=0.0)
+    return norm_G > 1e-7 * scale_G if values_NG.dtype == np.float32 else norm_G > 1e-12 * scale_G

@@ -33,6 +33,7 @@ class Recipe:
     clip_norm: float = 1.0  # largest norm of the gradient
     stain: float = 0.0  # augmentation: standard deviation of the log gain of each stain
     density: float = 0.0  # augmentation: relative standard deviation of the whole optical density
+    stop_after: int = 0  # steps after which a run ends early, to be resumed; 0 goes through
     seed: int = 0
     checkpoint_every: int = 100  # steps
     window_rows: int = 4096  # rows that are shuffled among themselves
@@ -167,7 +168,7 @@ def _read(key: str, text: str, now: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return type(now)(text)
     except (ValueError, KeyError) as error:
-        raise UsageError(f"{key} is {text!r}; it must be a {type(now).__name__}, as {now!r}.") from error
+        raise UsageError(f"{key} is {text!r}; it must be of the type {type(now).__name__}, as {now!r} is.") from error
 
 
 def _nearest(name: str, known: Any) -> str:

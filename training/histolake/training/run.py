@@ -6,6 +6,7 @@ Checks first whatever can be checked, then trains (`loop`), embeds the training 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import uuid
@@ -81,6 +82,8 @@ def train(
     there resumes; without it they live in a temporary folder for as long as the run. Raises `UsageError` or
     `SplitError`, before anything is started, for a request that cannot be.
     """
+    # Threads that wait give way: the workers of Ray and this process share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.perf_counter()
     sides = choose_sides(snapshot, split, include_low_resolution=include_low_resolution, say=say)
     slides = tuple(slide_id for slide_id, side in sides.items() if side == "train")

@@ -39,7 +39,7 @@ __all__ = ["PATIENTS", "simulate_cohort", "simulate_section"]
 GENERATOR = 1  # raise it when the same seed gives another cohort
 PATIENTS = ("SIM-A", "SIM-B", "SIM-C", "SIM-D")
 SECTIONS = (1, 2)  # of each patient
-UM_PER_PX = 1.0
+UM_PER_PX = 1.0  # of the cohort; a test may ask for a coarser picture of the same tissue
 PITCH_UM, DIAMETER_UM = 200.0, 100.0
 DEPTH_IN_TISSUE_UM = 30.0  # a spot is under tissue where its centre lies this deep
 POOR_SPOTS = 4  # a section's spots that caught next to nothing
@@ -58,14 +58,14 @@ def simulate_cohort(
     return {f"{patient}-{number}": _metadata(patient) for patient, number in names}
 
 
-def simulate_section(folder: Path, patient: str, number: int, *, seed: int) -> Path:
+def simulate_section(folder: Path, patient: str, number: int, *, seed: int, um_per_px: float = UM_PER_PX) -> Path:
     """Write one section of one patient unless it is there; its folder."""
     target = folder / f"{patient}-{number}"
-    if _is_there(target, seed):
+    if _is_there(target, seed, um_per_px):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
-    _write_section(draft, patient, number, seed)
+    _write_section(draft, patient, number, seed, um_per_px)
     if target.exists():
         shutil.rmtree(target)
     draft.chmod(0o755)
@@ -73,12 +73,12 @@ def simulate_section(folder: Path, patient: str, number: int, *, seed: int) -> P
     return target
 
 
-def _is_there(target: Path, seed: int) -> bool:
+def _is_there(target: Path, seed: int, um_per_px: float) -> bool:
     try:
         truth = json.loads((target / "truth.json").read_text())
     except (OSError, ValueError):
         return False
-    return (truth.get("seed"), truth.get("generator")) == (seed, GENERATOR)
+    return tuple(truth.get(key) for key in ("seed", "generator", "um_per_px")) == (seed, GENERATOR, um_per_px)
 
 
 def _metadata(patient: str) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _vocabulary() -> list[str]:
     return vocabulary()["symbol"].to_pylist()
 
 
-def _write_section(folder: Path, patient: str, number: int, seed: int) -> None:
+def _write_section(folder: Path, patient: str, number: int, seed: int, um_per_px: float) -> None:
     import simplejpeg
 
     p = PATIENTS.index(patient)
@@ -117,19 +117,20 @@ def _write_section(folder: Path, patient: str, number: int, seed: int) -> None:
     warp = Warp() if number == SECTIONS[0] else make_warp(_rng(seed, p, 5, number))
     spots = _spots(_rng(seed, p, 6, number), anatomy, warp)
     _write_expression(folder, _rng(seed, p, 7, number), programme, spots, depth)
-    _write_positions(folder, spots)
-    image = render(_rng(seed, p, 8, number), anatomy, warp, stain, UM_PER_PX)
+    _write_positions(folder, spots, um_per_px)
+    image = render(_rng(seed, p, 8, number), anatomy, warp, stain, um_per_px)
     (folder / "image.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="420"))
     stated = {
         **_metadata(patient),
         "section": f"{patient}-{number}",
         "simulated": True,
-        "um_per_px": UM_PER_PX,
+        "um_per_px": um_per_px,
         "pitch_um": PITCH_UM,
         "spot_diameter_um": DIAMETER_UM,
     }
     (folder / "section.json").write_text(json.dumps(stated, indent=1) + "\n")
-    truth = {"seed": seed, "generator": GENERATOR, "depth": depth, "warp_to_patient": asdict(warp)}
+    made = {"seed": seed, "generator": GENERATOR, "um_per_px": um_per_px}
+    truth = {**made, "depth": depth, "warp_to_patient": asdict(warp)}
     (folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
 
 
@@ -184,9 +185,9 @@ def _write_expression(
     pq.write_table(pa.table(truth), folder / "truth.parquet")
 
 
-def _write_positions(folder: Path, spots: dict[str, Any]) -> None:
+def _write_positions(folder: Path, spots: dict[str, Any], um_per_px: float) -> None:
     lines = ["x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected"]
     for (x, y), (new_x, new_y) in zip(spots["array"], spots["adjusted"], strict=True):
-        pixel_x, pixel_y = ((v - 1) * PITCH_UM / UM_PER_PX for v in (new_x, new_y))
+        pixel_x, pixel_y = ((v - 1) * PITCH_UM / um_per_px for v in (new_x, new_y))
         lines.append(f"{x}\t{y}\t{new_x:.3f}\t{new_y:.3f}\t{pixel_x:.2f}\t{pixel_y:.2f}\t1")
     (folder / "spots.tsv").write_text("\n".join(lines) + "\n")

@@ -63,6 +63,18 @@ class Catalog:
         place = self.root.join(name)
         return DeltaTable(place.uri, storage_options=place.delta_options())
 
+    def dataset(self, name: str, table: DeltaTable | None = None) -> Any:
+        """A table's rows as an Arrow dataset, read through Arrow's own file system.
+
+        deltalake would lend Arrow a file system that is written in Python. Arrow's threads then hold Python objects,
+        and a process that ends while one of them lets go is aborted after all its work is done ("terminate called
+        without an active exception", seen in one of twenty short commands on a busy machine).
+        """
+        from pyarrow.fs import SubTreeFileSystem
+
+        filesystem, path = self.root.join(name).filesystem()
+        return (table or self.table(name)).to_pyarrow_dataset(filesystem=SubTreeFileSystem(path, filesystem))
+
     def version(self) -> int:
         """The lake's version."""
         return self.table("slides").version()
@@ -91,22 +103,22 @@ class Catalog:
 
     def slides(self, columns: list[str] | None = None) -> pa.Table:
         """Every row of `catalog/slides`: all slides, all versions."""
-        return _read(self.table("slides"), SLIDES, columns)
+        return _read(self.dataset("slides"), SLIDES, columns)
 
     def rejections(self) -> pa.Table:
         """Every row of `catalog/rejections`."""
-        return _read(self.table("rejections"), REJECTIONS, None)
+        return _read(self.dataset("rejections"), REJECTIONS, None)
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
-        found = self.table("rejections").to_pyarrow_dataset().count_rows(filter=_text("ingest_id") == ingest_id)
+        found = self.dataset("rejections").count_rows(filter=_text("ingest_id") == ingest_id)
         return int(found)
 
     def live(self, slide_ids: Iterable[str], table: DeltaTable | None = None) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
         wanted = sorted(set(slide_ids))
         columns = ["slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"]
-        dataset = (table or self.table("slides")).to_pyarrow_dataset()
+        dataset = self.dataset("slides", table)
         keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
         for row in dataset.to_table(columns=columns, filter=keep).to_pylist():
@@ -150,7 +162,7 @@ class Catalog:
     def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
         """The version in which these ingests were published, or None if they were not."""
         keep = _text("ingest_id").isin(list(ingest_ids))
-        found = table.to_pyarrow_dataset().to_table(columns=["ingest_id", "published_in"], filter=keep)
+        found = self.dataset("slides", table).to_table(columns=["ingest_id", "published_in"], filter=keep)
         if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
             return None
         return int(pc.max(found["published_in"]).as_py())
@@ -203,10 +215,10 @@ def _text(name: str) -> pc.Expression:
     return pc.field(name).cast(pa.string())
 
 
-def _read(table: DeltaTable, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     # An older lake lacks the columns that a newer schema added: they read as null.
-    held = set(table.schema().to_arrow().names)
-    found = table.to_pyarrow_dataset().to_table(columns=[name for name in wanted.names if name in held])
+    held = set(dataset.schema.names)
+    found = dataset.to_table(columns=[name for name in wanted.names if name in held])
     full = [found[f.name].cast(f.type) if f.name in held else pa.nulls(found.num_rows, f.type) for f in wanted]
     return pa.Table.from_arrays(full, schema=wanted)

@@ -63,7 +63,7 @@ class GeneTable:
     def _read(self) -> tuple[int, pa.Table]:
         table = self._catalog.table("genes")
         if self._cached is None or self._cached[0] != table.version():
-            found = table.to_pyarrow_dataset().to_table().select(GENES.names).cast(GENES.remove_metadata())
+            found = self._catalog.dataset("genes", table).to_table().select(GENES.names).cast(GENES.remove_metadata())
             self._cached = (table.version(), found.sort_by("gene_id"))
         return self._cached
 

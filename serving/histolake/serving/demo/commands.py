@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +33,8 @@ def demo(
     """
     from histolake.serving.demo.road import Road
 
+    # A plain SIGTERM would leave the command that runs now, or the server, behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     refused = Road(out.absolute(), from_dir, port).walk()
     if refused:
         raise typer.Exit(3)

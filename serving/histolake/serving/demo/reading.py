@@ -110,7 +110,8 @@ def _size(evidence: Evidence) -> str:
     patients = len({section.patient for section in evidence.published if section.side == "train"})
     return (
         f"All of it was learned from {pairs:,} pairs of {_count(sections, 'section')} of "
-        f"{_count(patients, 'patient')}. That is enough to see every part work, and far too little to trust a prediction."
+        f"{_count(patients, 'patient')}. That is enough to see every part work, and far too "
+        "little to trust a prediction."
     )
 
 

@@ -68,12 +68,17 @@ class Steps:
         try:
             yield process
         finally:
+            self._end(process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def _start(self, words: Sequence[str], *, stdout: int, new_session: bool = False) -> subprocess.Popen[bytes]:
         line = shlex.join(["histolake", *words])
@@ -87,8 +92,9 @@ class Steps:
     ) -> tuple[int, bytes]:
         try:
             output, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.wait()
+        except BaseException:
+            # Ctrl-C reaches the command too; whatever else ends the demo must not leave it running.
+            self._end(process)
             raise
         if process.returncode not in accept:
             raise StepError(

@@ -1,0 +1,175 @@
+"""Training on real Ray Train workers, tracked and registered in a real MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from histolake.platform.cli import app
+from histolake.platform.cluster import ClusterSettings, start_ray
+from histolake.platform.errors import ModelError, SplitError, UsageError
+from histolake.platform.lake import Snapshot
+from histolake.platform.splits import Split
+from histolake.platform.tracking import TrackingSettings, connect, models_that_saw
+from histolake.training.loop import TrainPlan, fit
+from histolake.training.models import load_model
+from histolake.training.progress import Watcher, make_board
+from histolake.training.recipes import Recipe
+from histolake.training.registry import lineage, list_models, promote, resolve_model
+from histolake.training.run import choose_sides, train
+
+SPLIT = Split.named(train=["gen/A", "gen/B"], validation=["gen/C"], test=["gen/D"])
+
+
+def test_a_recipe_becomes_a_registered_model_that_knows_its_slides(
+    workplace: Path, snapshot: Snapshot, micro: Recipe, cluster: ClusterSettings
+) -> None:
+    said: list[str] = []
+    tracking = TrackingSettings(uri=f"sqlite:///{workplace}/runs.db")
+    trained = train(micro, snapshot, SPLIT, tracking=tracking, cluster=cluster, aliases=("fresh",), say=said.append)
+
+    assert trained.train_steps == 12 and trained.train_pairs == 48
+    assert trained.loss_last < trained.loss_first
+    assert trained.genes_surviving_tokenizer == pytest.approx(8.0)
+    assert any("step 12/12" in line for line in said)
+
+    # The registry: aliases, figures, lineage.
+    (row,) = list_models(tracking)
+    assert (row["name"], row["version"], row["aliases"]) == ("omiclip", 1, "coca-micro,fresh")
+    assert row["lake_version"] == snapshot.version and row["simulated"]
+    assert row["validation_recall_at_10pct"] == pytest.approx(trained.validation_recall_at_10pct)
+    traced = {slide["slide_id"]: slide for slide in lineage("omiclip@fresh", tracking)}
+    assert {slide: found["side"] for slide, found in traced.items()} == {
+        "gen/A": "train",
+        "gen/B": "train",
+        "gen/C": "validation",
+        "gen/D": "test",
+    }
+    assert traced["gen/A"]["source"] == "generated:gen/A"
+    assert models_that_saw(tracking, snapshot.lake.uri, ["gen/C"]) == ["omiclip/1 (validation)"]
+    assert models_that_saw(tracking, snapshot.lake.uri, ["gen/elsewhere"]) == []
+    promote(tracking, "omiclip", 1)
+    resolved = resolve_model("models:/omiclip@champion", tracking)
+    assert (resolved.name, resolved.version, resolved.uri) == ("omiclip", "1", "models:/omiclip/1")
+    with pytest.raises(ModelError, match="no model"):
+        resolve_model("models:/omiclip@nobody", tracking)
+
+    check_folder(resolved.path, snapshot)
+    check_run(tracking, trained.run_id)
+    check_generic_model(resolved.uri, resolved.path, snapshot)
+
+    runner = CliRunner()
+    listed = runner.invoke(app, ["models", "--json", "--tracking", tracking.uri])
+    assert json.loads(listed.stdout)[0]["aliases"] == "champion,coca-micro,fresh"
+    shown = runner.invoke(app, ["models", "lineage", "omiclip/1", "--json", "--tracking", tracking.uri])
+    assert len(json.loads(shown.stdout)) == 4
+
+
+def check_folder(folder: Path, snapshot: Snapshot) -> None:
+    """The folder holds what serving reads, and the reference's vectors are the model's own."""
+    model = load_model(folder)
+    assert model.card["lake"] == {"uri": snapshot.lake.uri, "version": snapshot.version}
+    assert model.card["image_um"] == 500.0 and model.card["simulated"]
+    reference = pq.read_table(folder / "reference" / "reference.parquet")
+    assert reference.num_rows == 48
+    images = [p for b in snapshot.pairs(["niche_image"], slide_ids=["gen/A"]) for p in b["niche_image"].to_pylist()]
+    vectors = np.stack(reference["image_vector"].to_numpy()[: len(images)])
+    np.testing.assert_allclose(vectors, model.embed_images(images), atol=1e-5)
+    genes = json.loads((folder / "reference" / "genes.json").read_text())
+    assert "EPCAM" in genes["symbols"] and len(genes["symbols"]) == len(genes["gene_ids"])
+    assert len(reference["expression"][0]) == len(genes["symbols"])
+    slides = json.loads((folder / "reference" / "slides.json").read_text())
+    assert [slide["side"] for slide in slides] == ["train", "train", "validation", "test"]
+    predict = json.loads((folder / "reference" / "calibration.json").read_text())["predict"]
+    assert predict["side"] == "validation" and predict["top_k"] >= 1 and predict["temperature"] > 0
+
+
+def check_run(tracking: TrackingSettings, run_id: str) -> None:
+    """The run holds every step, the parameters and the lake's version."""
+    client = connect(tracking)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == list(range(12))
+    assert run.data.params["lr"] == "0.003" and run.data.params["model.embed_dim"] == "32"
+    assert json.loads(run.data.tags["histolake.split"]) == SPLIT.to_dict()
+    assert run.data.metrics["genes_surviving_tokenizer"] == pytest.approx(8.0)
+
+
+def check_generic_model(uri: str, folder: Path, snapshot: Snapshot) -> None:
+    """MLflow's own loader gives the same vectors."""
+    import mlflow
+
+    generic = mlflow.pyfunc.load_model(uri)
+    answered = generic.predict(pd.DataFrame({"sentence": ["EPCAM KRT18", "VIM"]}))
+    expected = load_model(folder).embed_sentences(["EPCAM KRT18", "VIM"])
+    np.testing.assert_allclose(np.array(answered["vector"].tolist()), expected, atol=1e-5)
+
+
+def test_a_resumed_run_and_the_undisturbed_one_have_the_same_losses(
+    workplace: Path, snapshot: Snapshot, micro: Recipe, cluster: ClusterSettings
+) -> None:
+    def losses(recipe: Recipe, folder: str) -> dict[int, float]:
+        seen: dict[int, float] = {}
+        plan = TrainPlan(
+            recipe=recipe,
+            lake_uri=snapshot.lake.uri,
+            lake_version=snapshot.version,
+            slide_ids=("gen/A", "gen/B"),
+            workers=2,
+            run_name="run",
+            storage=str(workplace / folder),
+        )
+        board = make_board()
+        with Watcher(board, lambda rows: seen.update({row["step"]: row["loss"] for row in rows})):
+            fit(plan, board)
+        return seen
+
+    with start_ray(cluster):
+        whole = losses(micro, "whole")
+        first = losses(dataclasses.replace(micro, stop_after=8), "cut")
+        second = losses(micro, "cut")
+    assert sorted(whole) == list(range(12))
+    assert sorted(first) == list(range(8)) and sorted(second) == list(range(8, 12))
+    assert first | second == whole
+
+
+def test_a_request_that_cannot_be_is_refused_before_anything_starts(
+    workplace: Path, snapshot: Snapshot, micro: Recipe, cluster: ClusterSettings
+) -> None:
+    tracking = TrackingSettings(uri=f"sqlite:///{workplace}/runs.db")
+
+    def ask(split: Split = SPLIT, recipe: Recipe = micro, workers: int = 2) -> None:
+        train(recipe, snapshot, split, tracking=tracking, cluster=cluster, workers=workers)
+
+    with pytest.raises(UsageError, match="48 pairs to train on, fewer than one global batch of 64"):
+        ask(recipe=dataclasses.replace(micro, global_batch=64))
+    with pytest.raises(UsageError, match="cannot be divided among 3 workers"):
+        ask(workers=3)
+    with pytest.raises(SplitError, match="gen/X"):
+        ask(split=Split.named(train=["gen/X"]))
+    with pytest.raises(SplitError, match="leaks"):
+        ask(split=Split.named(train=["gen/A"], validation=["gen/B"]))
+    with pytest.raises(UsageError, match="has no slides"):
+        ask(split=Split.named(train=["gen/D"]))
+    assert not (workplace / "runs.db").exists()
+
+
+def test_slides_of_low_resolution_train_only_when_asked_for(snapshot: Snapshot) -> None:
+    split = Split.named(train=["gen/A", "gen/D"], validation=["gen/C"])
+    said: list[str] = []
+    kept_out = choose_sides(snapshot, split, include_low_resolution=False, say=said.append)
+    assert kept_out == {"gen/A": "train", "gen/C": "validation"} and "gen/D" in said[0]
+    assert choose_sides(snapshot, split, include_low_resolution=True, say=said.append)["gen/D"] == "train"
+
+
+def test_recipes_are_listed_for_programs() -> None:
+    listed = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
+    assert [row["name"] for row in listed] == ["clip-lite0", "coca-tiny"]
+    assert all(isinstance(value, str | int | float | bool) for row in listed for value in row.values())
