@@ -163,22 +163,27 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     columns = {
-        "recall@5%": "recall_at_5pct",
+        "R@5%": "recall_at_5pct",
         "CCA": "recall_at_5pct_cca",
-        "recall@10%": "recall_at_10pct",
+        "R@10%": "recall_at_10pct",
         "CCA ": "recall_at_10pct_cca",
         "Pearson": "pcc_mean",
         "ridge": "pcc_mean_ridge",
         "mean": "pcc_mean_mean_predictor",
     }
-    table = Table("model", "side", "slide", "spots", *columns, "mark", box=None)
+    several = len({row["model"] for row in rows}) > 1
+    table = Table(*(["model"] if several else []), "side", "slide", "spots", *columns, box=None, padding=(0, 1, 0, 0))
+    marks: dict[str, str] = {}
     for row in rows:
         figures = ["-" if row[key] is None else f"{row[key]:.3f}" for key in columns.values()]
-        table.add_row(row["model"], row["side"], row["slide_id"], str(row["n_spots"]), *figures, row["mark"])
+        table.add_row(*([row["model"]] if several else []), row["side"], row["slide_id"], str(row["n_spots"]), *figures)
+        marks |= {row["side"]: row["mark"]} if row["slide_id"] == "all" and row["mark"] else {}
     console = Console()
     console.print(table)
-    first = rows[0]
     console.print(
-        f"lake version {first['lake_version']}; chance: recall@5% 0.050, recall@10% 0.100; Pearson per gene over spots",
+        f"{', '.join(dict.fromkeys(row['model'] for row in rows))}; lake version {rows[0]['lake_version']}. "
+        "Chance: R@5% 0.050, R@10% 0.100. Pearson per gene over spots.",
         highlight=False,
     )
+    for side, mark in marks.items():
+        console.print(f"{side}: {mark}", highlight=False)
