@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake.exceptions import DeltaError
 
 from histolake.platform.errors import IntegrityError, LakeNotFoundError, SlideNotFoundError, VersionError
 from histolake.platform.lake import Lake
@@ -156,6 +157,18 @@ def test_an_attempt_that_vacuum_gave_up_cannot_publish(lake: Lake, writer: Modul
     with pytest.raises(IntegrityError, match="given up for dead"):
         lake.publish([attempt])
     assert lake.version == 0 and lake.at().slides().num_rows == 0
+
+
+def test_a_publish_that_failed_may_be_tried_again(lake: Lake, writer: ModuleType) -> None:
+    attempt = lake.begin("c/a", source_digest="1", settings_digest="s", source="x")
+    fragment = attempt.pairs.write(writer.rows("c/a", "1", 4))
+    attempt.stage({"n_spots": 4}, [fragment], pa.table({"rule": pa.array([], "string")}))
+    hidden = Path(lake.uri) / "catalog" / "slides"
+    hidden.rename(hidden.with_name("away"))  # the store is not there for a moment
+    with pytest.raises(DeltaError):
+        lake.publish([attempt])
+    hidden.with_name("away").rename(hidden)
+    assert lake.publish([attempt]) == 1 and lake.at().slides()["n_pairs"].to_pylist() == [4]
 
 
 def test_four_writers_lose_nothing(lake: Lake, run_writer: Callable[..., subprocess.Popen[str]]) -> None:

@@ -22,6 +22,7 @@ class ClusterSettings:
 
 # Two training workers, their controller and one reading task need a slot each, whatever the machine.
 MIN_CPUS = 4
+START_WAIT_S = 180  # a machine under load takes longer than Ray's own 30 s to start its processes
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core's notes would stand between our lines
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_WAIT_S))
     import ray
 
     if ray.is_initialized():

@@ -63,6 +63,7 @@ class Attempt:
         self.ingest_id = ingest_id
         self.live = live  # the live row that makes this attempt needless, where state is "unchanged"
         self.plan = plan
+        self._sealed = state == "adopted"
 
     @property
     def pairs(self) -> PairsWriter:
@@ -92,8 +93,9 @@ class Attempt:
         """Make sure, right before publishing, that the attempt is still ours and whole."""
         assert self.plan is not None, "stage or refuse first"
         fragments = _fragments(self.plan)
-        if self.state == "new" and not self._keeper.seal(self.ingest_id, "publish"):
+        if not self._sealed and not self._keeper.seal(self.ingest_id, "publish"):
             raise IntegrityError(f"The attempt to ingest {self.slide_id} was given up for dead; run it again.")
+        self._sealed = True  # a publish that failed may be tried again
         if self._table.locate(fragments) is None:
             raise IntegrityError(f"Pairs of {self.slide_id} are not in the lake as they were written; ingest it again.")
 
