@@ -18,7 +18,7 @@ from histolake.serving.demo.evidence import ClassMap, Figures, GeneMap, Hit, Que
 
 __all__ = ["class_maps", "figures_of", "gene_maps", "pictures_of", "queries_of", "sections_of"]
 
-THUMBNAIL_PX = 1000
+THUMBNAIL_PX = 1800
 MAPS = 4  # genes a row
 
 
@@ -26,12 +26,19 @@ MAPS = 4  # genes a row
 
 
 def sections_of(snapshot: Snapshot, cohort: str, sides: Mapping[str, str]) -> tuple[Section, ...]:
-    """The cohort's sections, published first, each with its picture and its spots."""
+    """The cohort's sections, those of training first and refused ones last, each with its picture and its spots."""
     rows = [row for row in snapshot.slides(include_refused=True).to_pylist() if row["cohort"] == cohort]
     refusals: dict[str, list[dict[str, Any]]] = {}
     for rejection in snapshot.rejections().to_pylist():
         refusals.setdefault(rejection["ingest_id"], []).append(rejection)
-    rows.sort(key=lambda row: (row["status"] != "published", row["slide_id"]))
+    order = ("train", "validation", "test")
+    rows.sort(
+        key=lambda row: (
+            row["status"] != "published",
+            order.index(sides[row["slide_id"]]) if row["slide_id"] in sides else len(order),
+            row["slide_id"],
+        )
+    )
     return tuple(_section(snapshot, row, refusals.get(row["ingest_id"], []), sides) for row in rows)
 
 

@@ -105,13 +105,12 @@ def _bare(axes: Any) -> None:
 
 
 def section_figure(section: Section) -> str:
-    """A section's image with its spots: rings for those kept, crosses for those refused."""
-    width = 4.6
-    height = width * min(max(section.height_px / max(section.width_px, 1), 0.5), 1.5)
-    figure, ((axes,),) = _figure(width, height)
+    """A section's image, cut to where its spots are: rings for those kept, crosses for those refused."""
+    left, top, right, bottom = _frame(section)
+    figure, ((axes,),) = _figure(4.6, 4.6 * 0.86)
     _bare(axes)
-    axes.set_xlim(0, section.width_px)
-    axes.set_ylim(section.height_px, 0)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     axes.set_aspect("equal")
     if section.picture is not None:
         from PIL import Image
@@ -122,6 +121,19 @@ def section_figure(section: Section) -> str:
     if len(section.refused_S2):
         _crosses(axes, section.refused_S2, section.spot_px)
     return _uri(figure, "jpeg", dpi=180)
+
+
+def _frame(section: Section) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in pixels: the spots with a margin, widened to one shape for all sections."""
+    spots_S2 = np.concatenate([section.kept_S2, section.refused_S2])
+    if not len(spots_S2):
+        return 0.0, 0.0, float(section.width_px), float(section.height_px)
+    margin = 3 * section.spot_px
+    (left, top), (right, bottom) = spots_S2.min(axis=0) - margin, spots_S2.max(axis=0) + margin
+    width = max(right - left, (bottom - top) / 0.86)
+    height = 0.86 * width
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _rings(axes: Any, xy_S2: np.ndarray, diameter_px: float) -> None:
@@ -170,6 +182,9 @@ def _spot_map(
 def _limits(value_S: np.ndarray) -> tuple[float, float]:
     """From the 2nd to the 98th percentile, so that one extreme spot does not bleach the rest."""
     low, high = (float(q) for q in np.percentile(value_S, [2, 98]))
+    if high <= low:
+        # Nearly all spots are equal, as for a gene that few of them have: those few are what there is to see.
+        low, high = float(value_S.min()), float(value_S.max())
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 

@@ -13,6 +13,7 @@ from histolake.serving.demo.evidence import Evidence, Figures, Recipe
 
 __all__ = ["read_figures"]
 
+FOUND_PCC = 0.3  # correlation from which a class map is said to follow its markers
 SMALL_PCC = 0.03  # difference of mean correlations below which two methods are called level
 
 
@@ -31,6 +32,7 @@ def read_figures(evidence: Evidence) -> list[str]:
         words.append("There are too few patients and sections to hold any out, so no figure of quality could be had.")
     if validation is not None:
         words.append(_validation(validation, test))
+    words += _annotation(evidence)
     words.append(_recipes(evidence))
     words.append(_size(evidence))
     return words
@@ -86,9 +88,25 @@ def _level(value: float, other: float) -> str:
 def _validation(validation: Figures, test: Figures | None) -> str:
     names = ", ".join(slide_id.rsplit("/", 1)[-1] for slide_id in validation.slide_ids)
     shares = "shares its patient with the training sections and was" if validation.same_patient else "was"
-    figure = "" if validation.recall_at_10pct is None else f" (Recall@10% {validation.recall_at_10pct:.0%})"
+    figure = ""
+    if validation.recall_at_10pct is not None:
+        beside = "" if validation.cca_at_10pct is None else f", linear CCA {validation.cca_at_10pct:.0%}"
+        figure = f" (Recall@10% {validation.recall_at_10pct:.0%}{beside})"
     text = f"{names}{figure} {shares} used to choose between the recipes, so its figures flatter the model"
     return text + (", and those of the test side do not." if test is not None else ".")
+
+
+def _annotation(evidence: Evidence) -> list[str]:
+    known = [one for one in evidence.classes if one.pcc is not None]
+    if not known:
+        return []
+    best = max(known, key=lambda one: one.pcc or 0.0)
+    found = [one for one in known if (one.pcc or 0.0) >= FOUND_PCC]
+    name = best.slide_id.rsplit("/", 1)[-1]
+    return [
+        f"Marker sentences: in {len(found)} of {len(known)} maps the score of a class follows its measured markers with r of "
+        f"{FOUND_PCC} or more; the best is {best.name} on {name} (r = {best.pcc:.2f})."
+    ]
 
 
 def _recipes(evidence: Evidence) -> str:

@@ -37,7 +37,9 @@ class Steps:
     """Runs commands, and remembers what was called and how long each step took."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {**os.environ, **environment}
+        # Tables of the commands are as wide as the terminal; a log file has no width.
+        width = {} if sys.stderr.isatty() else {"COLUMNS": "140"}
+        self.environment = {**width, **os.environ, **environment}
         self.seconds: dict[str, float] = {}
         self.commands: list[str] = []
 
