@@ -104,8 +104,8 @@ def _annotation(evidence: Evidence) -> list[str]:
     found = [one for one in known if (one.pcc or 0.0) >= FOUND_PCC]
     name = best.slide_id.rsplit("/", 1)[-1]
     return [
-        f"Marker sentences: in {len(found)} of {len(known)} maps the score of a class follows its measured markers with r of "
-        f"{FOUND_PCC} or more; the best is {best.name} on {name} (r = {best.pcc:.2f})."
+        f"Marker sentences: in {len(found)} of {len(known)} maps the score of a class follows its measured markers "
+        f"with r of {FOUND_PCC} or more; the best is {best.name} on {name} (r = {best.pcc:.2f})."
     ]
 
 
