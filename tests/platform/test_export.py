@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -49,6 +50,11 @@ def test_shards_and_manifest(filled: Lake, tmp_path: Path) -> None:
     assert manifest.pairs == 60 and manifest.lake_version == 2 and manifest.simulated and manifest.left_out == 0
     for shard in manifest.shards:
         assert hashlib.sha256((tmp_path / "shards" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
+    with tarfile.open(tmp_path / "shards" / manifest.shards[0]["name"]) as shard:
+        about = [
+            json.load(file) for name in shard.getnames() if name.endswith(".json") and (file := shard.extractfile(name))
+        ]
+    assert len(about) == 25 and all(row["simulated"] is True and row["slide_id"] == "c/a" for row in about)
     assert export(filled.at(), spec, place).reused
     again = export(filled.at(), spec, Location.parse(tmp_path / "again"))
     assert [s["sha256"] for s in again.shards] == [s["sha256"] for s in manifest.shards], "equal specs, equal shards"

@@ -167,7 +167,10 @@ def _path_below(uri: str, root: Location) -> str:
 def _unknown(location: Location, cohort: str, section: str) -> Candidate:
     known = "; ".join(f"{name} ({r.looks_for})" for name, r in readers().items())
     problem = SourceError(
-        f"No reader knows what is in {location}. Readers there are: {known}.", rule="unknown_format", file=location.uri
+        f"No reader knows what is in {location}. Readers there are: {known}.",
+        rule="unknown_format",
+        figure=float(len(location.list())) if location.is_dir() else 1.0,  # files and folders there
+        file=location.uri,
     )
     return Candidate(
         slide_id=f"{cohort}/{section}", cohort=cohort, section=section, uri=location.uri, source=None, problem=problem

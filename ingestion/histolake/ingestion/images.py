@@ -83,7 +83,7 @@ def _open(uri: str, path: Path) -> Any:
     import pyvips
 
     if not path.is_file():
-        raise SourceError(f"The image {uri} is not there.", rule="missing_file", file=uri)
+        raise SourceError(f"The image {uri} is not there.", rule="missing_file", figure=1.0, limit=0.0, file=uri)
     if path.suffix.lower() in (".tif", ".tiff"):
         _check_tiff_whole(uri, path)
     try:
@@ -127,5 +127,6 @@ def _damaged(uri: str, error: Exception) -> SourceError:
     return SourceError(
         f"The image {uri} cannot be decoded; it is truncated or damaged ({said[:160]}). Fetch it again.",
         rule="image_readable",
+        figure=float(path.stat().st_size) if (path := Location.parse(uri).local_path()).is_file() else 0.0,  # bytes
         file=uri,
     )

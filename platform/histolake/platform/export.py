@@ -1,7 +1,8 @@
 """Exports: WebDataset shards of a lake version, which other tools' data loaders read as they are.
 
 Each sample is `<pair_id>.jpg` (a patch), `<pair_id>.txt` (the gene sentence) and `<pair_id>.json` (slide, barcode,
-position). `manifest.json` beside the shards names the lake version, its slides and each shard with its hash.
+position, whether it is simulated). `manifest.json` beside the shards names the lake version, its slides, and each shard
+with its hash.
 An export is derived: it can be made again, and is removed whole when something in it is forgotten.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -91,7 +92,8 @@ def export(snapshot: Snapshot, spec: ExportSpec, to: Location) -> Manifest:
         )
     _clear(spec, to)
     with snapshot.reading(f"export {spec.name}"):
-        shards, pairs, left_out = _write_shards(snapshot, spec, planned["slide_ids"], to)
+        simulated = dict(zip(planned["slide_ids"], slides["simulated"].to_pylist(), strict=True))
+        shards, pairs, left_out = _write_shards(snapshot, spec, simulated, to)
     manifest = Manifest(
         **planned,
         lake_version=snapshot.version,
@@ -115,12 +117,12 @@ def _clear(spec: ExportSpec, to: Location) -> None:
 
 
 def _write_shards(
-    snapshot: Snapshot, spec: ExportSpec, slide_ids: Sequence[str], to: Location
+    snapshot: Snapshot, spec: ExportSpec, simulated: Mapping[str, bool], to: Location
 ) -> tuple[list[dict[str, Any]], int, int]:
     shards: list[dict[str, Any]] = []
     pairs = left_out = 0
-    for batch in _shard_batches(snapshot, spec, slide_ids):
-        samples = [sample for row in batch.to_pylist() if (sample := _sample(row, spec))]
+    for batch in _shard_batches(snapshot, spec, list(simulated)):
+        samples = [sample for row in batch.to_pylist() if (sample := _sample(row, spec, simulated))]
         left_out += batch.num_rows - len(samples)
         if not samples:
             continue
@@ -151,11 +153,11 @@ def _shard_batches(snapshot: Snapshot, spec: ExportSpec, slide_ids: Sequence[str
         yield pa.Table.from_batches(waiting)
 
 
-def _sample(row: dict[str, Any], spec: ExportSpec) -> dict[str, Any] | None:
+def _sample(row: dict[str, Any], spec: ExportSpec, simulated: Mapping[str, bool]) -> dict[str, Any] | None:
     image, sentence = (row[column] for column in IMAGES[spec.image])
     if not image or not sentence:
         return None
-    about = {name: row[name] for name in COLUMNS[1:]}
+    about = {**{name: row[name] for name in COLUMNS[1:]}, "simulated": bool(simulated[row["slide_id"]])}
     return {"__key__": row["pair_id"].hex(), "jpg": image, "txt": sentence.encode(), "json": json.dumps(about).encode()}
 
 

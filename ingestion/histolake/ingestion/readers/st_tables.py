@@ -131,7 +131,8 @@ def _lines(uri: str) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     yield number, text
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise _truncated(uri, f"it cannot be unpacked ({error})", None, None) from error
+        held = Location.parse(uri).local_path().stat().st_size
+        raise _truncated(uri, f"its {held} bytes cannot be unpacked ({error})", held, None) from error
 
 
 def _split(stream: Any) -> Iterator[bytes]:
@@ -200,11 +201,11 @@ def _check_unique(barcodes: list[str], uri: str) -> None:
         )
 
 
-def _truncated(uri: str, what: str, figure: float | None, limit: float | None) -> SourceError:
+def _truncated(uri: str, what: str, figure: float, limit: float | None) -> SourceError:
     return SourceError(
         f"{uri} is truncated or damaged: {what}. Fetch it again.",
         rule="file_complete",
-        figure=None if figure is None else float(figure),
+        figure=float(figure),
         limit=None if limit is None else float(limit),
         file=uri,
     )
