@@ -32,13 +32,13 @@ QUERIES = 4
 PLAN = """\
 histolake demo, everything in {out}:
   1. sample     choose the cohort: {source}
-  2. ingest     read, check, tile and publish it in a lake            about half a minute
-  3. export     WebDataset shards                                     seconds
-  4. train      {recipes}, two workers each             about four minutes
-  5. evaluate   both on held-out sections, beside simple methods      about a minute
-  6. serve      the better one, and ask it over HTTP                  about a minute
-  7. report     report.html and summary.json                          seconds
-Together about eight minutes on two cores. What is there from an earlier run is reused."""
+  2. ingest     read, check, tile and publish it in a lake         half a minute
+  3. export     WebDataset shards                                  seconds
+  4. train      {recipes}, two workers each          about five minutes
+  5. evaluate   both on held-out sections, beside simple methods   one to three minutes
+  6. serve      the better one, and ask it over HTTP               about a minute
+  7. report     report.html and summary.json                       seconds
+Together about ten minutes on two cores. What is there from an earlier run is reused."""
 
 
 class Road:
