@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["ClusterSettings", "start_ray"]
+__all__ = ["ClusterSettings", "core_silenced", "start_ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _core_silenced():
+    with core_silenced():
         _connect(settings)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -48,7 +48,8 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with core_silenced():
+            ray.shutdown()
 
 
 def _connect(settings: ClusterSettings) -> None:
@@ -68,9 +69,9 @@ def _connect(settings: ClusterSettings) -> None:
 
 
 @contextmanager
-def _core_silenced() -> Iterator[None]:
-    """Ray's core writes a line about its log level straight to file descriptor 2 when it starts; errors of starting are
-    Python exceptions and still come through."""
+def core_silenced() -> Iterator[None]:
+    """Ray's core writes notes straight to file descriptor 2 when it starts (its log level) and stops (actors that ended
+    as they should, called failures); what goes wrong is a Python exception, and still comes through."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

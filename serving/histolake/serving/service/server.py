@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from histolake.platform.cluster import ClusterSettings, start_ray
+from histolake.platform.cluster import ClusterSettings, core_silenced, start_ray
 from histolake.platform.errors import UsageError
 from histolake.serving.client import Client
 from histolake.serving.service.settings import ServiceSettings
@@ -50,7 +50,8 @@ def running(model: str, service: ServiceSettings, cluster: ClusterSettings) -> I
             if cluster.address:
                 serve.delete(APPLICATION)  # the cluster and what else it serves belong to others
             else:
-                serve.shutdown()
+                with core_silenced():
+                    serve.shutdown()
 
 
 def _check_port(host: str, port: int) -> None:
