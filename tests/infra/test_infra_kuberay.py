@@ -116,6 +116,19 @@ def test_jobs_run_commands_that_the_command_line_has() -> None:
     assert called == {"ingest", "train"} and called <= commands
 
 
+def test_jobs_use_options_that_their_commands_have() -> None:
+    from typer.testing import CliRunner
+
+    from histolake.platform.cli import app
+
+    jobs = [d for folder in OVERLAYS for d in of_ray(folder) if d["kind"] == "RayJob"]
+    for job in jobs:
+        name, words = re.findall(r"histolake ([a-z]+) ([^|']*)", job["spec"]["entrypoint"])[0]
+        described = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+        used = [word for word in words.split() if word.startswith("--")]
+        assert used and all(option in described for option in used), (name, used)
+
+
 def test_jobs_select_the_cluster_that_the_base_makes() -> None:
     (cluster,) = of_ray(KUBERAY / "base")
     jobs = [d for folder in OVERLAYS for d in of_ray(folder) if d["kind"] == "RayJob"]
