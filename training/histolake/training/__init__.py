@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from histolake.training.models import load_model
     from histolake.training.reading import PairReader
-    from histolake.training.recipes import RECIPES, Recipe
+    from histolake.training.recipes import Recipe, find_recipe
     from histolake.training.registry import resolve_model
 
-__all__ = ["RECIPES", "PairReader", "Recipe", "load_model", "resolve_model"]
+__all__ = ["PairReader", "Recipe", "find_recipe", "load_model", "resolve_model"]
 
 _HOME = {
     "PairReader": "reading",
-    "RECIPES": "recipes",
     "Recipe": "recipes",
+    "find_recipe": "recipes",
     "load_model": "models",
     "resolve_model": "registry",
 }
