@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 __all__ = ["ClusterSettings", "core_silenced", "start_ray"]
@@ -28,7 +29,10 @@ START_WAIT_S = 180  # a machine under load takes longer than Ray's own 30 s to s
 @contextmanager
 def start_ray(settings: ClusterSettings) -> Iterator[None]:
     """Connect to Ray, or start it here, for the length of the block. A Ray that already runs in this process is used
-    and left alone."""
+    and left alone.
+
+    Within the block `sys.stdout` is `sys.stderr`: Ray prints what befalls its workers to stdout, which is for results.
+    """
     # Ray reads these when it is imported or starts its processes.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -45,11 +49,12 @@ def start_ray(settings: ClusterSettings) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        with core_silenced():
-            ray.shutdown()
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            with core_silenced():
+                ray.shutdown()
 
 
 def _connect(settings: ClusterSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,12 @@ def serve(
     typer.echo(f"starting {model} ...", err=True)
     stop = threading.Event()
     try:
+        results = sys.stdout  # Ray's own words go to stderr for as long as it runs
         with running(model, settings.section("service"), settings.section("cluster")) as url:
             # Ray and Serve have set their own by now.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _setter(stop))
-            typer.echo(_welcome(url))
+            typer.echo(_welcome(url), file=results)
             while not stop.wait(1.0):
                 pass
             typer.echo("stopping ...", err=True)
