@@ -150,11 +150,17 @@ class Attempt:
 
 
 def find_dead(
-    root: Location, catalog: Catalog, pairs: PairsTable, slide_id: str, source_digest: str, settings_digest: str
+    root: Location,
+    catalog: Catalog,
+    pairs: PairsTable,
+    keeper: LeaseKeeper,
+    wanted: tuple[str, str, str],
 ) -> Lease | None:
-    """A dead attempt at the same slide, source and settings that is complete, or None."""
-    wanted = (slide_id, source_digest, settings_digest)
-    for lease in read_leases(root):
+    """A dead attempt at the `wanted` (slide_id, source digest, settings digest) that is complete, or None.
+
+    Our own leases are passed over unread, or beginning n slides would read n^2 of them.
+    """
+    for lease in read_leases(root, keeper.held):
         if lease.kind != "write" or (lease.slide_id, lease.source_digest, lease.settings_digest) != wanted:
             continue
         if lease.plan is None or lease.is_live() or lease.is_sealed(root):

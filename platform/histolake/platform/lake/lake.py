@@ -116,7 +116,7 @@ class Lake:
         for row in self.catalog.live([slide_id])[slide_id]:
             if all(row[key] == value for key, value in digests.items()):
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
-        dead = find_dead(self.root, self.catalog, self.pairs, slide_id, source_digest, settings_digest)
+        dead = find_dead(self.root, self.catalog, self.pairs, self.keeper, (slide_id, source_digest, settings_digest))
         ingest_id = dead.lease_id if dead else new_ingest_id()
         now = time.time()
         lease = Lease(

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -102,10 +102,10 @@ class Lease:
         root.join("leases", f"{self.lease_id}.seal").delete()
 
 
-def read_leases(root: Location) -> Iterator[Lease]:
-    """Every lease of a lake, live or dead."""
+def read_leases(root: Location, known: Collection[str] = ()) -> Iterator[Lease]:
+    """Every lease of a lake, live or dead, but those that are `known` by id: they are not even read."""
     for place in root.join("leases").list():
-        if place.suffix != ".json":
+        if place.suffix != ".json" or place.name.removesuffix(".json") in known:
             continue
         try:
             data = place.read_bytes()
@@ -134,6 +134,12 @@ class LeaseKeeper:
                 self._thread = threading.Thread(target=self._renew, name="histolake-leases", daemon=True)
                 self._thread.start()
         return lease
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The ids of the leases that this process holds."""
+        with self._lock:
+            return frozenset(self._held)
 
     def update(self, lease_id: str, **changes: Any) -> Lease:
         """Change a held lease, such as its plan."""
