@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,11 +86,3 @@ def set_cell() -> Callable[..., None]:
 def ray_here() -> Iterator[None]:
     with start_ray(ClusterSettings(cpus=3, object_store_mb=128)):
         yield
-
-
-@pytest.fixture(scope="session")
-def real_sections() -> Path:
-    named = os.environ.get("HISTOLAKE_SAMPLE_DIR")
-    if not named or not (Path(named) / "her2st").is_dir():
-        pytest.skip("HISTOLAKE_SAMPLE_DIR names no folder with her2st/")
-    return Path(named) / "her2st"

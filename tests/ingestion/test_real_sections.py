@@ -26,7 +26,7 @@ KNOWN = {
 @pytest.mark.parametrize("section", KNOWN)
 def test_scale_spots_and_tissue(real_sections: Path, section: str) -> None:
     um_per_px, spots, flags = KNOWN[section]
-    folder = Location.parse(real_sections / section)
+    folder = Location.parse(real_sections / "her2st" / section)
     source = reader("legacy-st").find(Listing(location=folder, files=tuple(place.name for place in folder.list())))
     assert source is not None
     slide = reader("legacy-st").read(source, {})

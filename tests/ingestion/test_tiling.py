@@ -8,10 +8,28 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from histolake.ingestion.images import ArrayImage
 from histolake.ingestion.tiling import PatchSettings, focus, patch_window, tile, tissue_fraction
 
 FINE = PatchSettings(jpeg_quality=100)
+
+
+class ArrayImage:
+    """A `SlideImage` that is in memory already."""
+
+    def __init__(self, image_HWC: np.ndarray) -> None:
+        self._image_HWC = image_HWC
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height."""
+        return self._image_HWC.shape[1], self._image_HWC.shape[0]
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The region as uint8 (H, W, 3)."""
+        return self._image_HWC[y : y + height, x : x + width]
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 def picture(height: int = 600, width: int = 800, seed: int = 0) -> np.ndarray:

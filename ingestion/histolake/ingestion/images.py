@@ -17,7 +17,7 @@ from histolake.ingestion.slide import SlideImage
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["ArrayImage", "PlainImage", "open_image"]
+__all__ = ["PlainImage", "open_image"]
 
 MEMORY_MB = 64  # decoded images above this go to a temporary file
 
@@ -56,25 +56,6 @@ class PlainImage:
         """Drop the image, and with it the temporary copy."""
         self._region = None
         self._image = None
-
-
-class ArrayImage:
-    """An image that is in memory already: a simulated one, a small one, a test's."""
-
-    def __init__(self, image_HWC: np.ndarray) -> None:
-        self._image_HWC = image_HWC
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """Width and height."""
-        return self._image_HWC.shape[1], self._image_HWC.shape[0]
-
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """The region as uint8 (H, W, 3)."""
-        return self._image_HWC[y : y + height, x : x + width]
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def _open(uri: str, path: Path) -> Any:
