@@ -27,8 +27,8 @@ __all__ = ["Grid", "Pooled", "PseudoVisium", "Squares", "Target", "VisiumHDSetti
 
 PSEUDO_VISIUM = "pseudo-visium"
 FINEST_UM = 2
-RUN_VALUES = 8_000_000  # stored values of a run of barcodes, about 100 MB with what is computed from them
-RUN_BINS = 1_000_000  # positions looked at together
+RUN_VALUES = 4_000_000  # stored values of a run of barcodes, about 50 MB with what is computed from them
+RUN_BINS = 250_000  # positions looked at together
 FITTED_BINS = 200_000  # positions that the map from micrometres to pixels is fitted to
 MAX_OFF_UM = 2.0  # mean distance of the bins from that map
 NUMBERS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
