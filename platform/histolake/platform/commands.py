@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histolake.platform.cli import PartsGroup
+
 if TYPE_CHECKING:
     from histolake.platform.lake import Lake
 
@@ -23,6 +25,7 @@ VersionOption = Annotated[int | None, typer.Option("--version", help="Lake versi
 
 lake = typer.Typer(
     name="lake",
+    cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
