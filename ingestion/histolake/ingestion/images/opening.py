@@ -38,7 +38,6 @@ def open_image(uri: str) -> SlideImage:
     Raises `SourceError`: `missing_file` where nothing is there, `image_readable` where no backend can open it.
     """
     file = ImageFile.at(uri)
-    if is_tiff(file):
-        if gone := missing_bytes(file.local):
-            raise damaged(file, gone)
+    if is_tiff(file) and (gone := missing_bytes(file.local)):
+        raise damaged(file, gone)
     return next(backend for backend in BACKENDS if backend.opens(file))(file)

@@ -2,8 +2,8 @@
 
 A region is put together from decoded segments (tiles or strips), of which the last ones are kept: spots are visited in
 the image's order, so most segments are decoded once. For JPEG tiles that is several times as fast as OpenSlide, and
-equal to it in every bit (`tests/ingestion/test_image_backends.py`). What OpenSlide knows better (formats whose tiles overlap
-or hide in another file), and pages that cannot be decoded segment by segment, are left to the other backends.
+equal to it in every bit (`tests/ingestion/test_image_backends.py`). What OpenSlide knows better (formats whose tiles
+overlap or hide in another file), and pages that cannot be decoded segment by segment, are left to the other backends.
 """
 
 from __future__ import annotations
