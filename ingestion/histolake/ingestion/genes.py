@@ -1,9 +1,9 @@
 """Genes of a source, as genes of the lake.
 
 A source names its genes by symbol, by Ensembl id, or by both; the lake knows them by number, and sentences by symbol.
-An Ensembl id becomes the symbol that the shipped tables give it (GENCODE 44 for human, Ensembl for mouse) or the user's
-table, so that two cohorts say one word for one gene; an id that no table has stays what it is. Two columns that turn out
-to be one gene are added up, so that a profile holds each gene once.
+An Ensembl id becomes the symbol that the user's table or the shipped ones give it (GENCODE 44 for human, Ensembl for
+mouse), so that two cohorts say one word for one gene; an id that no table has stays what it is. Two columns that turn
+out to be one gene are added up, so that a profile holds each gene once.
 
 Axes: N spots, G genes of the source, U genes of the lake.
 """
@@ -108,8 +108,8 @@ def _user_table(uri: str) -> Mapping[str, str]:
     rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
     if not {"ensembl_id", "symbol"} <= set(rows.fieldnames or ()):
         raise SettingsError(
-            f"The gene table {uri} has the columns {', '.join(rows.fieldnames or ()) or 'none'}; it needs ensembl_id and "
-            "symbol."
+            f"The gene table {uri} has the columns {', '.join(rows.fieldnames or ()) or 'none'}; "
+            "it needs ensembl_id and symbol."
         )
     pairs = ((without_version((row["ensembl_id"] or "").strip()), (row["symbol"] or "").strip()) for row in rows)
     return {ensembl: symbol for ensembl, symbol in pairs if ensembl and symbol}
