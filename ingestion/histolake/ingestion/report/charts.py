@@ -219,7 +219,9 @@ def bars(rows: Sequence[tuple[str, float, float]]) -> Markup:
         y = 4 + row * (index + 0.5)
         at = name_w + plot_w * chance
         made.append(_text(name_w - 10, y + 4, name, 'text-anchor="end" class="name"'))
-        made.append(f'<rect class="kept" x="{name_w}" y="{y - 8:.1f}" width="{plot_w * share:.1f}" height="16" rx="2"/>')
+        made.append(
+            f'<rect class="kept" x="{name_w}" y="{y - 8:.1f}" width="{plot_w * share:.1f}" height="16" rx="2"/>'
+        )
         made.append(f'<path class="chance" d="M{at:.1f} {y - 13:.1f}v26"/>')
         made.append(_text(name_w + plot_w + 12, y + 4, f"{share:.0%} (chance {chance:.0%})"))
     return Markup("".join([*made, "</svg>"]))
