@@ -30,6 +30,7 @@ class Lattice:
     """Where the spots of an array lie in an image."""
 
     pitch_px: float  # pixels from a spot to its nearest neighbours, mean of all directions
+    neighbours: int  # nearest neighbours of a spot inside the array: 6 on a hexagonal array, 4 on a square one
     staggered: bool  # neighbours differ in column and row at once, as on a chessboard
     ratio: float  # pixels of a step in the row by pixels of a step in the column
 
@@ -59,7 +60,10 @@ def fit_lattice(array_N2: np.ndarray, xy_N2: np.ndarray) -> Lattice | None:
         return None
     column_px, row_px = norm(plane_32[:2], axis=1)
     return Lattice(
-        pitch_px=pitch_px, staggered=bool((steps[near] != 0).all(axis=1).any()), ratio=float(row_px / column_px)
+        pitch_px=pitch_px,
+        neighbours=2 * int(near.sum()),
+        staggered=bool((steps[near] != 0).all(axis=1).any()),
+        ratio=float(row_px / column_px),
     )
 
 
