@@ -8,32 +8,29 @@ damaged or truncated file is an error, never a grey area. Whole-slide formats wi
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from histolake.ingestion.slide import SlideImage
-from histolake.platform.errors import SourceError
-from histolake.platform.storage import Location
+from histolake.ingestion.images.files import ImageFile, damaged
 
-__all__ = ["PlainImage", "open_image"]
+__all__ = ["PlainImage"]
 
 MEMORY_MB = 64  # decoded images above this go to a temporary file
-
-
-def open_image(uri: str) -> SlideImage:
-    """The image at a URI. Only its header is read here; a remote image is first copied to the local cache."""
-    return PlainImage(uri)
 
 
 class PlainImage:
     """One JPEG, PNG or TIFF file."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._image = _open(uri, Location.parse(uri).local_path())
+    def __init__(self, file: ImageFile) -> None:
+        self._file = file
+        self._image = _open(file)
         self._region: Any = None
+
+    @staticmethod
+    def opens(_file: ImageFile) -> bool:
+        """Whatever no other backend knows: libvips looks at the bytes itself."""
+        return True
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -65,7 +62,7 @@ class PlainImage:
                 self._region = pyvips.Region.new(_as_rgb(self._image))
             data = self._region.fetch(x, y, width, height)
         except pyvips.Error as error:
-            raise _damaged(self._uri, error) from error
+            raise damaged(self._file, error) from error
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:
@@ -74,25 +71,27 @@ class PlainImage:
         self._image = None
 
 
-def _open(uri: str, path: Path) -> Any:
+def _open(file: ImageFile) -> Any:
     # libvips reads this when it first opens an image.
     os.environ.setdefault("VIPS_DISC_THRESHOLD", f"{MEMORY_MB}m")
     import pyvips
 
-    if not path.is_file():
-        raise SourceError(f"The image {uri} is not there.", rule="missing_file", figure=1.0, limit=0.0, file=uri)
-    if path.suffix.lower() in (".tif", ".tiff"):
-        _check_tiff_whole(uri, path)
+    if file.path is None:
+        raise damaged(file, "it is a folder, and no image format is known by what is in it")
+    if file.head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tiff_whole(file)
     try:
-        return pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
+        return pyvips.Image.new_from_file(str(file.path), access="random", fail_on="truncated")
     except pyvips.Error as error:
-        raise _damaged(uri, error) from error
+        raise damaged(file, error) from error
 
 
-def _check_tiff_whole(uri: str, path: Path) -> None:
+def _check_tiff_whole(file: ImageFile) -> None:
     """Every strip or tile must lie in the file: libtiff reads over the end of a truncated one without an error."""
     from PIL import Image, TiffTags, UnidentifiedImageError
 
+    path = file.path
+    assert path is not None
     names = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
     try:
         with Image.open(path) as header:
@@ -103,9 +102,9 @@ def _check_tiff_whole(uri: str, path: Path) -> None:
                 for offset, count in zip(tags.get(names[offsets], ()), tags.get(names[counts], ()), strict=True)
             ]
     except (UnidentifiedImageError, ValueError, SyntaxError, EOFError) as error:
-        raise _damaged(uri, error) from error
+        raise damaged(file, error) from error
     if ends and max(ends) > path.stat().st_size:
-        raise _damaged(uri, EOFError(f"its pixels end at byte {max(ends)}, the file at {path.stat().st_size}"))
+        raise damaged(file, EOFError(f"its pixels end at byte {max(ends)}, the file at {path.stat().st_size}"))
 
 
 def _as_rgb(image: Any) -> Any:
@@ -117,13 +116,3 @@ def _as_rgb(image: Any) -> Any:
     if image.bands == 1:
         image = image.bandjoin([image, image])
     return image if image.format == "uchar" else image.cast("uchar")
-
-
-def _damaged(uri: str, error: Exception) -> SourceError:
-    said = " ".join(str(error).split()).removeprefix("unable to call ")
-    return SourceError(
-        f"The image {uri} cannot be decoded; it is truncated or damaged ({said[:160]}). Fetch it again.",
-        rule="image_readable",
-        figure=float(path.stat().st_size) if (path := Location.parse(uri).local_path()).is_file() else 0.0,  # bytes
-        file=uri,
-    )
