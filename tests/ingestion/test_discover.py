@@ -21,7 +21,7 @@ def test_sections_are_named_by_themselves_or_by_their_path(tmp_path: Path, make_
     make_section(tmp_path / "deep/er/b")
     make_section(tmp_path / "x", section="named")
     (tmp_path / "README.md").write_text("a container's own files are no section")
-    found = find_sections([str(tmp_path)], "breast")
+    found = list(find_sections([str(tmp_path)], "breast"))
     assert [c.slide_id for c in found] == ["breast/a", "breast/deep/er/b", "breast/named"]
     assert [c.section for c in find_sections([str(tmp_path / "a")], "breast")] == ["a"]
 
@@ -59,11 +59,15 @@ def test_a_source_that_is_no_section(tmp_path: Path) -> None:
         find_sections([str(tmp_path / "gone")], "c")
 
 
-def test_two_sections_of_one_name_are_a_mistake(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+def test_the_second_section_of_a_name_is_refused(tmp_path: Path, make_section: Callable[..., Path]) -> None:
     make_section(tmp_path / "one/s")
     make_section(tmp_path / "two/s")
-    with pytest.raises(UsageError, match="would both be c/s"):
-        find_sections([str(tmp_path / "one"), str(tmp_path / "two")], "c")
+    first, second = find_sections([str(tmp_path / "one"), str(tmp_path / "two")], "c")
+    assert (first.slide_id, first.problem) == ("c/s", None)
+    assert second.slide_id != first.slide_id
+    assert second.problem is not None
+    assert second.problem.rule == "name_taken"
+    assert "would both be c/s" in str(second.problem)
     assert list(names(tmp_path)) == ["one/s", "two/s"]
     with pytest.raises(UsageError, match="without '/'"):
         find_sections([str(tmp_path)], "a/b")
@@ -76,11 +80,11 @@ def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable
     listed = [{"section": "first", "path": "here/s1"}, {"section": "second", "path": str(elsewhere)}]
     cohort = tmp_path / "cohort.json"
     cohort.write_text(json.dumps({"sections": listed, "metadata": "metadata.csv"}))
-    found = find_sections([str(cohort)], "c")
+    found = list(find_sections([str(cohort)], "c"))
     assert [(c.slide_id, c.metadata["patient"]) for c in found] == [("c/first", "P1"), ("c/second", "P2")]
     other = tmp_path / "other.csv"
     other.write_text("section,patient\nfirst,P9\n")
-    assert find_sections([str(cohort)], "c", str(other))[0].metadata["patient"] == "P9"
+    assert next(find_sections([str(cohort)], "c", str(other))).metadata["patient"] == "P9"
     cohort.write_text(json.dumps({"sections": [{"section": "first", "path": "gone"}]}))
     with pytest.raises(UsageError, match="is not there"):
         find_sections([str(cohort)], "c")

@@ -30,7 +30,7 @@ def silent(_what: str, _done: int, _of: int) -> None:
 
 
 def ingest(source: Path, lake: Path, settings: Any = SETTINGS) -> dict[str, Outcome]:
-    found = find_sections([str(source)], "c")
+    found = list(find_sections([str(source)], "c"))
     opened = Lake.open(lake, create=True)
     outcomes = pipeline.ingest(found, opened, pipeline.ingest_settings(settings), silent)
     assert [o.slide_id for o in outcomes] == [c.slide_id for c in found]
@@ -190,7 +190,8 @@ def test_a_plan_writes_nothing(cohort: Cohort, tmp_path: Path, make_section: Cal
     rules = pipeline.ingest_settings(SETTINGS)
     lake = Lake.open(cohort.lake)
     before = lake.version
-    found = find_sections([str(tmp_path / "new"), str(cohort.folder / "good"), str(cohort.folder / "nan")], "c")
+    sources = [str(tmp_path / "new"), str(cohort.folder / "good"), str(cohort.folder / "nan")]
+    found = list(find_sections(sources, "c"))
     outcomes = {o.section: o for o in pipeline.plan(found, lake, rules, silent)}
     assert (outcomes["new"].status, outcomes["new"].spots_kept) == ("planned", 72)
     assert (outcomes["good"].status, outcomes["nan"].rule) == ("unchanged", "counts_valid")

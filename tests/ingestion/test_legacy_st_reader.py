@@ -13,20 +13,25 @@ import pytest
 from PIL import Image
 
 from histolake.ingestion.readers import Listing, Source, digest, reader, readers
+from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.slide import Slide
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
 
 def found(folder: Path) -> Source:
-    files = tuple(sorted(path.name for path in folder.iterdir()))
-    source = reader("legacy-st").find(Listing(location=Location.parse(folder), files=files))
-    assert source is not None
+    (source,) = reader("legacy-st").find(Listing(Location.parse(folder)))
     return source
 
 
 def read(folder: Path, **metadata: Any) -> Slide:
     return reader("legacy-st").read(found(folder), metadata)
+
+
+def scale(slide: Slide) -> float:
+    (evidence,) = slide.scales
+    assert evidence.origin == "pitch"
+    return evidence.um_per_px
 
 
 def refusal(folder: Path, **metadata: Any) -> SourceError:
@@ -72,7 +77,7 @@ def test_counts_positions_and_order(tmp_path: Path, make_section: Callable[..., 
 
 def test_the_scale_is_fitted_over_all_spots(tmp_path: Path) -> None:
     slide = read(write_framed(tmp_path / "s", pitch_px=(28.981, 29.15), image=(927, 991)))
-    assert slide.metadata.um_per_px == pytest.approx(200 / 29.0655, rel=1e-4)
+    assert scale(slide) == pytest.approx(200 / 29.0655, rel=1e-4)
     assert slide.flags == ()
 
 
@@ -81,7 +86,7 @@ def test_a_reduced_image_reduces_the_positions(tmp_path: Path) -> None:
     small = read(write_framed(tmp_path / "small", pitch_px=(50.0, 50.2), image=(400, 427)))
     assert small.flags == ("image_reduced",)
     np.testing.assert_allclose(small.xy_px, full.xy_px / 4, rtol=1e-3)
-    assert small.metadata.um_per_px == pytest.approx(4 * (full.metadata.um_per_px or 0), rel=1e-3)
+    assert scale(small) == pytest.approx(4 * scale(full), rel=1e-3)
 
 
 def test_a_cut_image_is_not_taken_for_a_reduced_one(tmp_path: Path) -> None:
@@ -94,9 +99,11 @@ def test_a_stated_scale_decides(tmp_path: Path) -> None:
     folder = write_framed(tmp_path / "s", pitch_px=(50.0, 50.0), image=(400, 425))
     assert read(folder, um_per_px="16").flags == ("image_reduced",)
     assert read(folder, um_per_px="4.02").flags == ()
-    assert read(folder, um_per_px="4.02").metadata.um_per_px == 4.02
-    error = refusal(folder, um_per_px="0.5")
-    assert (error.rule, error.limit) == ("scale_agrees", 0.5)
+    settled = settle(read(folder, um_per_px="4.02"), None, ScaleSettings())
+    assert (settled.metadata.um_per_px, settled.metadata.scale_from) == (4.02, "stated")
+    with pytest.raises(SourceError, match="which to trust") as caught:
+        settle(read(folder, um_per_px="0.5"), None, ScaleSettings())
+    assert (caught.value.rule, caught.value.limit) == ("scale_agrees", 0.05)
 
 
 def test_metadata_beside_and_above(tmp_path: Path, make_section: Callable[..., Path]) -> None:
@@ -206,7 +213,7 @@ def test_positions_that_are_no_numbers(
     assert refusal(folder).rule == "positions_valid"
 
 
-@pytest.mark.parametrize("name", ["counts.tsv.gz", "spots.tsv", "image.png"])
+@pytest.mark.parametrize("name", ["counts.tsv.gz", "spots.tsv"])
 def test_a_missing_file(tmp_path: Path, make_section: Callable[..., Path], name: str) -> None:
     folder = make_section(tmp_path / "s")
     (folder / name).unlink()
@@ -224,5 +231,22 @@ def test_a_section_json_that_cannot_be_read(tmp_path: Path, make_section: Callab
 
 
 def test_other_folders_are_not_ours(tmp_path: Path) -> None:
-    listing = Listing(location=Location.parse(tmp_path), files=("matrix.mtx", "image.jpg"))
-    assert all(r.find(listing) is None for r in readers().values())
+    for name in ("matrix.mtx", "image.jpg"):
+        (tmp_path / name).touch()
+    assert not any(r.find(Listing(Location.parse(tmp_path))) for r in readers().values())
+
+
+def test_a_section_without_an_image_comes_in_without(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    folder = make_section(tmp_path / "s")
+    (folder / "image.png").unlink()
+    slide = read(folder)
+    assert (slide.image, slide.image_size_px, len(slide)) == (None, None, 72)
+    assert scale(slide) == pytest.approx(5.0, rel=0.01)
+
+
+def test_an_image_that_the_curator_names_wins(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    folder, other = make_section(tmp_path / "s"), make_section(tmp_path / "t", seed=1)
+    named = str(other / "image.png")
+    assert read(folder, image=named).image == named
+    source = found(folder)
+    assert digest(source, {"image": named}) != digest(source, {})

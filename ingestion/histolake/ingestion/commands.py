@@ -94,7 +94,7 @@ def ingest(
     console = _console()
     candidates = find_sections(sources, cohort, metadata)
     rules = pipeline.ingest_settings(settings)
-    console.print(f"{len(candidates)} sections found; starting Ray", highlight=False)
+    console.print("starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), _progress(console) as tell:
         if plan:
             outcomes = pipeline.plan(candidates, _existing(settings.lake), rules, tell)

@@ -1,20 +1,24 @@
-"""Finding sections: from what a curator points at to named candidates.
+"""Finding sections: from what a curator points at to named candidates, one after the other.
 
-Every folder below a source is shown to every reader. A folder that none knows is not passed over in silence: unless
-sections lie below it or above it, it becomes a candidate that is refused.
+Folders are walked one listing at a time, on disk and in a store, and each is shown to every reader; candidates come out
+as they are found, so that a prefix of thousands starts to be read at once. A folder that none knows is not passed over
+in silence: unless sections lie below it, it becomes a candidate that is refused.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from histolake.ingestion.readers import Listing, Source, readers
+from histolake.ingestion.readers.beside import place_of
 from histolake.ingestion.slide import METADATA_FIELDS, SlideMetadata
 from histolake.platform.errors import SourceError, UsageError
 from histolake.platform.storage import Location
@@ -22,6 +26,8 @@ from histolake.platform.storage import Location
 __all__ = ["COHORT_FILE", "Candidate", "find_sections", "read_metadata"]
 
 COHORT_FILE = "cohort.json"
+IMAGES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".dcm", ".jpg", ".jpeg", ".png")
+ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zarray")  # files by which a store of arrays is known
 _NAME = re.compile(r"[^/\s\x00][^/\x00]*")
 
 
@@ -38,15 +44,15 @@ class Candidate:
     problem: SourceError | None = None
 
 
-def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> list[Candidate]:
-    """The sections below `sources` (folders, or a `cohort.json`), by slide_id.
+def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> Iterator[Candidate]:
+    """The sections below `sources` (folders, files, or a `cohort.json`), as they are found.
 
-    A section's name is what the curator's metadata or its own say, else its path below the source. Raises
-    `UsageError` for a source that is not there, and for two sections of one name.
+    A section's name is what the curator's metadata or its own say, else its path below the source. A second section of
+    a name that is taken is refused. Raises `UsageError` at once for a source that is not there.
     """
     if not _NAME.fullmatch(cohort):
         raise UsageError(f"The cohort's name is {cohort!r}; use one without '/'.")
-    found: list[Candidate] = []
+    places: list[tuple[Location, str | None]] = []  # and the name of its section, where the curator gives one
     tables: list[str] = [metadata_file] if metadata_file else []
     for text in sources:
         location = Location.parse(text)
@@ -54,14 +60,42 @@ def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None
             raise UsageError(f"There is nothing at {location}; name a folder of sections or a {COHORT_FILE}.")
         if location.is_file() and location.name == COHORT_FILE:
             listed, table = _read_cohort(location)
-            found += [c for section, place in listed for c in _below(place, cohort, named=section)]
+            places += [(place, section) for section, place in listed]
             tables = tables or ([table] if table else [])
         else:
-            found += _below(location, cohort, named=None)
+            places.append((location, None))
     rows = read_metadata(tables[0]) if tables else {}
-    found = [_with_metadata(candidate, rows) for candidate in found]
-    _check_names(found)
-    return sorted(found, key=lambda candidate: candidate.slide_id)
+    return _candidates(places, cohort, rows)
+
+
+def _candidates(
+    places: Iterable[tuple[Location, str | None]], cohort: str, rows: Mapping[str, Mapping[str, str]]
+) -> Iterator[Candidate]:
+    taken: dict[str, str] = {}
+    for root, named in places:
+        for section, source, problem in _below(root, named):
+            uri = source.uri if source else str(problem and problem.file)
+            candidate = Candidate(
+                slide_id=f"{cohort}/{section}", cohort=cohort, section=section, uri=uri, source=source, problem=problem
+            )
+            if taken.setdefault(candidate.slide_id, uri) != uri:
+                yield _second(candidate, taken[candidate.slide_id])
+            else:
+                yield _with_metadata(candidate, rows)
+
+
+def _second(candidate: Candidate, first: str) -> Candidate:
+    """A section whose name is taken: refused, under a name of its own."""
+    problem = SourceError(
+        f"{first} and {candidate.uri} would both be {candidate.slide_id}; name one in its section.json or ingest them "
+        "into two cohorts.",
+        rule="name_taken",
+        figure=2.0,
+        limit=1.0,
+        file=candidate.uri,
+    )
+    own = f"{candidate.section} ({hashlib.sha256(candidate.uri.encode()).hexdigest()[:8]})"
+    return replace(candidate, slide_id=f"{candidate.cohort}/{own}", section=own, source=None, problem=problem)
 
 
 def read_metadata(uri: str) -> dict[str, dict[str, str]]:
@@ -95,99 +129,121 @@ def _read_cohort(location: Location) -> tuple[list[tuple[str, Location]], str | 
         raise UsageError(f"{location} is no cohort file ({error}); `histolake sample` writes one.") from error
     folder = location.parent()
 
-    def place(path: str) -> Location:
-        absolute = path.startswith("/") or "://" in path
-        return Location.parse(path) if absolute else folder.join(path)
-
-    gone = [path for _, path in listed if not place(path).exists()]
+    gone = [path for _, path in listed if not place_of(path, folder).exists()]
     if gone:
         raise UsageError(f"{location} names {gone[0]}, which is not there; run `histolake sample` again.")
     table = cohort.get("metadata")
-    return [(section, place(path)) for section, path in listed], place(table).uri if table else None
+    places = [(section, place_of(path, folder)) for section, path in listed]
+    return places, place_of(table, folder).uri if table else None
 
 
-def _below(root: Location, cohort: str, named: str | None) -> Iterator[Candidate]:
-    """Candidates at or below a source."""
+def _below(root: Location, named: str | None) -> Iterator[tuple[str, Source | None, SourceError | None]]:
+    """What lies at or below a place: a name with a source, or with the reason why there is none.
+
+    A place that the curator names is one section: the first that is found there.
+    """
+    unknown: list[Location] = []
     if root.is_file():
-        listings: dict[str, Listing] = {}
-        yield _unknown(root, cohort, named or root.name)
-        return
-    listings = _folders(root)
-    claimed: dict[str, Source] = {}
-    for uri, listing in listings.items():
-        if not any(uri.startswith(f"{above}/") for above in claimed):
-            hit = next((source for r in readers().values() if (source := r.find(listing)) is not None), None)
-            if hit is not None:
-                claimed[uri] = hit
-    taken = list(claimed)
-    for uri, source in claimed.items():
-        section = named or str(source.metadata.get("section") or "") or _path_below(uri, root)
-        yield Candidate(slide_id=f"{cohort}/{section}", cohort=cohort, section=section, uri=uri, source=source)
-    refused: list[str] = []
-    for uri, listing in listings.items():
-        related = any(uri.startswith(f"{t}/") or t.startswith(f"{uri}/") or t == uri for t in taken)
-        if (
-            not related
-            and not any(uri.startswith(f"{above}/") for above in refused)
-            and (listing.files or uri != root.uri)
-        ):
-            # A folder that holds nothing but folders is judged by them.
-            if not listing.files and any(other.startswith(f"{uri}/") for other in listings):
-                continue
-            refused.append(uri)
-            yield _unknown(listing.location, cohort, named or _path_below(uri, root))
-    if not claimed and not refused:
-        yield _unknown(root, cohort, named or root.name)
+        folder = root.parent()
+        listed = _sources(Listing(folder))
+        found: Iterable[Source] = (s for s in listed if root.uri == s.uri or root.uri in s.files.values())
+    else:
+        folder, found = root, _walk(Listing(root), unknown)
+    known = False
+    for source in found:
+        known = True
+        yield named or _name(source, folder), source, None
+        if named:
+            return
+    for location in unknown or ([] if known else [root]):
+        yield named or _path_below(location.uri, folder), None, _unknown(location)
+        if named:
+            return
 
 
-def _folders(root: Location) -> dict[str, Listing]:
-    """Every folder at and below a root, by path, with the names of its files. Hidden files and folders are passed
-    over."""
-    files: dict[str, list[str]] = {root.uri: []}
-    paths = set()
-    for entry in root.entries():
-        paths.add(entry.location.uri)
-        files.setdefault(entry.location.parent().uri, []).append(entry.location.name)
-    if not root.is_remote:  # a store has no empty folders
-        for location in root.list(recursive=True):
-            if location.uri not in paths:
-                files.setdefault(location.uri, [])
-    hidden = re.compile(r"/\.[^/]*")
-    return {
-        uri: Listing(location=replace(root, uri=uri), files=tuple(n for n in sorted(names) if not n.startswith(".")))
-        for uri, names in sorted(files.items())
-        if not hidden.search(uri[len(root.uri) :])
-    }
+def _walk(
+    folder: Listing, unknown: list[Location], seen: frozenset[str] = frozenset()
+) -> Generator[Source, None, bool]:
+    """The sources at and below a folder; true where there are any.
+
+    Places that nobody knows are added to `unknown`: of folders within each other the upper one.
+    """
+    sources = _sources(folder)
+    yield from sources
+    known = bool(sources)
+    if any(source.uri == folder.location.uri for source in sources):
+        return True
+    owned = {uri for source in sources for uri in source.owns}
+    mine: list[Location] = []
+    # A store of arrays is not searched: it has a folder an axis.
+    names = () if folder.file(*ZARR) else folder.folders
+    seen |= {_real(folder.location)}
+    for name in names:
+        child = folder.child(name)
+        assert child is not None
+        if child.location.uri not in owned and _real(child.location) not in seen:
+            known |= yield from _walk(child, mine, seen)
+    if not known and (folder.files or not names):
+        mine = [folder.location]
+    unknown += mine
+    return known
+
+
+def _real(location: Location) -> str:
+    """Where a folder is in truth, so that a link to a folder above ends the walk."""
+    return location.uri if location.is_remote else str(Path(location.uri).resolve())
+
+
+def _sources(folder: Listing) -> list[Source]:
+    """What the readers find in one folder; of two that would read the same counts the first reader's."""
+    taken: set[str | None] = set()
+    sources = []
+    for each in readers().values():
+        found = [source for source in each.find(folder) if source.files.get("counts") not in taken]
+        sources += found
+        taken |= {source.files["counts"] for source in found if "counts" in source.files}
+        if any(source.uri == folder.location.uri for source in found):
+            # The folder is a section of this format: of the others, only files that are sections of their own count.
+            taken |= {None}
+    return sources
+
+
+def _name(source: Source, root: Location) -> str:
+    """A section's name: as the metadata say, else its path below what the curator named."""
+    said = str(source.metadata.get("section") or "")
+    if said:
+        return said
+    if source.section is None:
+        is_file = source.uri in source.files.values() and "." in Location.parse(source.uri).name
+        path = source.uri[: source.uri.rindex(".")] if is_file else source.uri
+        return _path_below(path, root)
+    folder = Location.parse(source.uri).parent() if source.uri in source.files.values() else Location.parse(source.uri)
+    above = _path_below(folder.uri, root) if folder.uri.startswith(f"{root.uri}/") else ""
+    return f"{above}/{source.section}" if above else source.section
 
 
 def _path_below(uri: str, root: Location) -> str:
-    return uri[len(root.uri) :].strip("/") or root.name
+    """The path below a root; the folder `outs` in which 10x's programs write is no part of a name."""
+    path = uri[len(root.uri) :].strip("/") if uri != root.uri else ""
+    path = path.removesuffix("outs").rstrip("/") if path == "outs" or path.endswith("/outs") else path
+    if path:
+        return path
+    return root.parent().name if root.name == "outs" else root.name
 
 
-def _unknown(location: Location, cohort: str, section: str) -> Candidate:
+def _unknown(location: Location) -> SourceError:
+    files, folders = location.contents() if location.is_dir() else ([location], [])
     known = "; ".join(f"{name} ({r.looks_for})" for name, r in readers().items())
-    problem = SourceError(
-        f"No reader knows what is in {location}. Readers there are: {known}.",
+    images = [file.name for file in files if file.suffix in IMAGES]
+    what = f"There are images ({', '.join(images[:3])}) but no counts for them" if images else "No reader knows what is"
+    return SourceError(
+        f"{what} in {location}. Readers there are: {known}.",
         rule="unknown_format",
-        figure=float(len(location.list())) if location.is_dir() else 1.0,  # files and folders there
+        figure=float(len(files) + len(folders)),
         file=location.uri,
-    )
-    return Candidate(
-        slide_id=f"{cohort}/{section}", cohort=cohort, section=section, uri=location.uri, source=None, problem=problem
     )
 
 
 def _with_metadata(candidate: Candidate, rows: Mapping[str, Mapping[str, str]]) -> Candidate:
     row = rows.get(candidate.section, {})
     return replace(candidate, metadata={**row, "section": candidate.section})
-
-
-def _check_names(found: Sequence[Candidate]) -> None:
-    first: dict[str, Candidate] = {}
-    for candidate in found:
-        other = first.setdefault(candidate.slide_id, candidate)
-        if other is not candidate:
-            raise UsageError(
-                f"{other.uri} and {candidate.uri} would both be {candidate.slide_id}; name one in its section.json or "
-                "ingest them into two cohorts."
-            )

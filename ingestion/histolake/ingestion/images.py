@@ -40,6 +40,22 @@ class PlainImage:
         """Width and height, from the header."""
         return self._image.width, self._image.height
 
+    @property
+    def um_per_px(self) -> float | None:
+        """Such files state a resolution for printing, or none."""
+        return None
+
+    def overview(self, max_px: int) -> np.ndarray:
+        """The whole image, its longer side at most `max_px`, as uint8 (H, W, 3); decoded in passing."""
+        import pyvips
+
+        try:
+            path = str(Location.parse(self._uri).local_path())
+            small = pyvips.Image.thumbnail(path, max_px, height=max_px, size="down", fail_on="truncated")
+            return _as_rgb(small).numpy()
+        except pyvips.Error as error:
+            raise _damaged(self._uri, error) from error
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         import pyvips

@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from histolake.ingestion.discover import Candidate
@@ -47,7 +48,7 @@ PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies i
 
 def ingest_settings(settings: Settings) -> IngestSettings:
     """The sections of the settings that decide what is written."""
-    parts = {name: settings.section(name) for name in ("quality", "patches", "sentences")}
+    parts = {name: settings.section(name) for name in ("quality", "scale", "patches", "sentences")}
     return IngestSettings(**parts)
 
 
@@ -57,7 +58,7 @@ def settings_digest(settings: IngestSettings) -> str:
     return hashlib.sha256(json.dumps([versions, asdict(settings)], sort_keys=True).encode()).hexdigest()
 
 
-def plan(candidates: Sequence[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
+def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
     """What `ingest` would do, without writing anything. Ray must be running."""
     live = {} if lake is None else _live(lake)
     digest = settings_digest(settings)
@@ -85,15 +86,17 @@ def _live(lake: Lake) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(row["slide_id"], row["source_digest"], row["settings_digest"]): row for row in rows}
 
 
-def ingest(candidates: Sequence[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
-    """Bring sections into a lake; one outcome a section, in their order. Ray must be running.
+def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
+    """Bring sections into a lake as they are found; one outcome a section, in their order. Ray must be running.
 
     Safe to run again: what is published stays, what was cut short starts anew or is adopted.
     """
     run = _Run(lake=lake, settings=settings, tell=tell)
+    order: list[str] = []
     for wave in _waves(candidates):
+        order += [candidate.slide_id for candidate in wave]
         run.wave(wave)
-    return [run.outcomes[candidate.slide_id] for candidate in candidates]
+    return [run.outcomes[slide_id] for slide_id in order]
 
 
 class _Run:
@@ -247,6 +250,8 @@ class _Waiting:
         return len(self._seen) == self.runs
 
 
-def _waves(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
-    for start in range(0, len(candidates), WAVE):
-        yield candidates[start : start + WAVE]
+def _waves(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
+    """Some sections at a time, taken as they are found."""
+    rest = iter(candidates)
+    while wave := list(islice(rest, WAVE)):
+        yield wave

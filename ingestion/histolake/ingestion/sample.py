@@ -104,7 +104,7 @@ def _twins(home: Location) -> list[Location]:
 
 
 def _as_found(folder: Location, file: str) -> Chosen:
-    found = find_sections([folder.uri], "sample")
+    found = list(find_sections([folder.uri], "sample"))
     known = [candidate for candidate in found if candidate.source is not None]
     if not known:
         raise UsageError(f"{folder} holds no section that a reader knows. {found[0].problem}")

@@ -9,13 +9,17 @@ Axes: N spots, G genes of the source, H rows and W columns of an image region, C
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from histolake.platform.errors import UsageError
 
-__all__ = ["METADATA_FIELDS", "Slide", "SlideImage", "SlideMetadata", "Spot"]
+__all__ = ["METADATA_FIELDS", "Origin", "ScaleEvidence", "Slide", "SlideImage", "SlideMetadata", "Spot"]
+
+# Who says how large a pixel is: the curator or the metadata beside the files, the image file's own tag, the lattice
+# that is fitted to the spots, the diameter of the fiducial marks, another statement of the source.
+Origin = Literal["stated", "image_tag", "pitch", "fiducial", "source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class SlideMetadata:
     um_per_px: float | None = None  # micrometres a full-resolution pixel
     spot_diameter_um: float | None = None  # micrometres
     pitch_um: float | None = None  # micrometres between neighbouring spots' centres
+    image: str | None = None  # URI of the image, where the curator names one; it wins over what lies beside the source
+    scale_from: str | None = None  # the origin of scale to trust where several disagree
 
     def updated(self, values: dict[str, Any]) -> SlideMetadata:
         """A copy in which `values` win; empty values and names that are not metadata are passed over."""
@@ -70,6 +76,15 @@ def _typed(name: str, kind: str, value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleEvidence:
+    """One statement of how large a pixel of the slide's image is."""
+
+    origin: Origin
+    um_per_px: float  # micrometres a pixel of `Slide.image` as it is
+    file: str | None = None  # URI of the file that says so
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spot:
     """One spot that the source names but that cannot be used, and why (becomes a row of the rejections)."""
 
@@ -85,18 +100,20 @@ class Spot:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Slide:
-    """One section as read. Spots are in raster order: by array row, then array column, then barcode."""
+    """One section as read. Spots are in raster order (by array row, then array column, then barcode) where there is an
+    array, else in the source's order."""
 
     metadata: SlideMetadata
     barcodes: np.ndarray  # (N,) str, unique
-    array_row: np.ndarray  # (N,) float32
+    array_row: np.ndarray  # (N,) float32, NaN where the format has no array
     array_col: np.ndarray  # (N,) float32
-    xy_px: np.ndarray  # (N, 2) float64, spot centres in pixels of the image
+    xy_px: np.ndarray  # (N, 2) float64, spot centres in pixels of the image as it is
     counts: Any  # scipy.sparse.csr_array (N, G) float32, as measured
     symbols: list[str]  # G gene symbols as the source writes them
     ensembl_ids: list[str | None] | None  # G, where the source has them
     image: str | None  # URI of the image file; None where the section has none
-    image_size_px: tuple[int, int] | None  # width, height
+    image_size_px: tuple[int, int] | None = None  # width, height; the pipeline looks where a reader did not
+    scales: tuple[ScaleEvidence, ...] = ()  # what the source tells of its scale; `scale.settle` decides
     flags: tuple[str, ...] = ()
     refused: tuple[Spot, ...] = field(default=())  # spots that the source itself rules out
     matrix_file: str | None = None  # URI of the file that holds the counts
@@ -125,6 +142,7 @@ class Slide:
         width, height = self.image_size_px or (None, None)
         return asdict(self.metadata) | {
             "flags": list(self.flags),
+            "scales": [{"origin": e.origin, "um_per_px": e.um_per_px} for e in self.scales],
             "image": self.image,
             "image_width_px": width,
             "image_height_px": height,
@@ -138,8 +156,15 @@ class SlideImage(Protocol):
     def size_px(self) -> tuple[int, int]:
         """Width and height."""
 
+    @property
+    def um_per_px(self) -> float | None:
+        """Micrometres a pixel by the file's own tag; None where it has none that can be meant."""
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3). It must lie inside the image. Raises `SourceError` on a damaged image."""
+
+    def overview(self, max_px: int) -> np.ndarray:
+        """The whole image as uint8 (H, W, 3), its longer side at most `max_px`, without holding the full image."""
 
     def close(self) -> None:
         """Release the file and any temporary copy."""

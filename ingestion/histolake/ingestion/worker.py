@@ -25,6 +25,7 @@ from histolake.ingestion.images import open_image
 from histolake.ingestion.niches import nearest_spots, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
 from histolake.ingestion.tiling import PatchSettings, Tiles, tile
@@ -45,6 +46,7 @@ class IngestSettings:
     """The settings that decide what is written."""
 
     quality: QualitySettings
+    scale: ScaleSettings
     patches: PatchSettings
     sentences: SentenceSettings
 
@@ -96,7 +98,7 @@ def source_digest(candidate: Candidate) -> str:
 
 def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) -> Look:
     """Read a section and judge it. Raises `SourceError` where it is refused."""
-    read, kept, refused = _prepare(candidate, settings.quality)
+    read, kept, refused = _prepare(candidate, settings)
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()
     if lake is not None:
@@ -112,17 +114,30 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) 
     )
 
 
-def _prepare(candidate: Candidate, quality: QualitySettings) -> tuple[Slide, Slide, list[Spot]]:
+def _prepare(candidate: Candidate, settings: IngestSettings) -> tuple[Slide, Slide, list[Spot]]:
     """The section as read (with its flags), as kept, and the spots refused."""
     if candidate.source is None:
         assert candidate.problem is not None
         raise candidate.problem
     with _as_refusal(candidate):
         slide = reader(candidate.source.reader).read(candidate.source, candidate.metadata)
+        slide, tag = _with_image(slide)
     check_section(slide)
-    slide = replace(slide, flags=quality_flags(slide, quality))
-    kept, refused = judge_spots(slide, quality)
+    slide = settle(slide, tag, settings.scale)
+    slide = replace(slide, flags=quality_flags(slide, settings.quality))
+    kept, refused = judge_spots(slide, settings.quality)
     return slide, kept, refused
+
+
+def _with_image(slide: Slide) -> tuple[Slide, float | None]:
+    """The slide with the size of its image, and the scale that the image's file tells."""
+    if slide.image is None:
+        return slide, None
+    image = open_image(slide.image)
+    try:
+        return replace(slide, image_size_px=image.size_px), image.um_per_px
+    finally:
+        image.close()
 
 
 @contextmanager
@@ -194,7 +209,7 @@ class _OpenSlide:
 
     def __init__(self, candidate: Candidate, lake: Lake, settings: IngestSettings) -> None:
         self.candidate = candidate
-        _, self._slide, _ = _prepare(candidate, settings.quality)
+        _, self._slide, _ = _prepare(candidate, settings)
         self._patches = settings.patches
         species = self._slide.metadata.species or DEFAULT_SPECIES
         genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
@@ -216,7 +231,7 @@ class _OpenSlide:
         """The rows of `schemas.PAIRS` of some spots, and how many of their patches leave the image."""
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
-        assert um_per_px is not None, "a reader gives the scale"
+        assert um_per_px is not None, "the scale is settled"
         spot_um, niche_um = _widths_um(slide, self._patches)
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]

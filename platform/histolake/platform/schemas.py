@@ -73,6 +73,9 @@ PROVENANCE: list[pa.Field] = [
     pa.field("technology", pa.string()),
     pa.field("expression_unit", pa.string()),
     pa.field("um_per_px", pa.float64()),
+    pa.field("scale_from", pa.string()),  # who said so: stated, pitch, fiducial, image_tag, source
+    # every statement of the scale that was found
+    pa.field("scales", pa.list_(pa.struct([pa.field("origin", pa.string()), pa.field("um_per_px", pa.float64())]))),
     pa.field("image", pa.string()),
     pa.field("image_width_px", pa.int64()),
     pa.field("image_height_px", pa.int64()),
@@ -80,11 +83,14 @@ PROVENANCE: list[pa.Field] = [
     pa.field("pitch_um", pa.float64()),
     pa.field("spot_um", pa.float64()),  # physical width of the stored patches
     pa.field("niche_um", pa.float64()),
+    pa.field("image_hash", pa.string()),  # perceptual hash of the picture, hexadecimal
+    pa.field("profile_sketch", pa.list_(pa.int64())),  # the smallest hashes of the spots' profiles
+    pa.field("look_alikes", pa.list_(pa.string())),  # slide_ids of slides whose content is likely the same
 ]
 
 SLIDES = _schema(
     "slides",
-    1,
+    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch and look_alikes, which read as null there
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt

@@ -257,6 +257,20 @@ class Location:
         prefix = "s3://" if self.is_remote else ""
         return [Location(prefix + info.path, self.store) for info in sorted(found, key=lambda info: info.path)]
 
+    def contents(self) -> tuple[tuple[Location, ...], tuple[Location, ...]]:
+        """The files and the folders directly in this folder, each by name, in one request."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self.filesystem()
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        prefix = "s3://" if self.is_remote else ""
+        found = sorted(found, key=lambda info: info.path)
+        files, folders = (
+            tuple(Location(prefix + info.path, self.store) for info in found if info.type == kind)
+            for kind in (FileType.File, FileType.Directory)
+        )
+        return files, folders
+
     def local_path(self) -> Path:
         """A file on this machine with the content: the file itself, or a copy in the cache of a remote one.
 

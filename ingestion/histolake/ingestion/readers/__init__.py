@@ -1,15 +1,15 @@
 """Readers: one a source format, found by looking at the files.
 
-A reader says which folders it knows (`find`) and turns one of them into a `Slide` (`read`). Readers are plug-ins of the
-entry-point group `histolake.readers`; a package that declares one there is used like ours.
+A reader says which sections a folder holds (`find`) and turns one of them into a `Slide` (`read`). Readers are plug-ins
+of the entry-point group `histolake.readers`; a package that declares one there is used like ours.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -21,23 +21,68 @@ __all__ = ["Listing", "SlideReader", "Source", "digest", "reader", "readers"]
 
 BLOCK_BYTES = 8 << 20
 
+# Formats that are known by a layout are asked before those that are known by one file; plug-ins come after, by name.
+ORDER = ("space-ranger", "visium-hd", "xenium", "spatialdata", "hest", "stimage", "legacy-st", "anndata")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One section found on disk or in a store. Small, and safe to send to a worker."""
 
     reader: str  # name of the reader that knows it
-    uri: str  # the folder or file
-    files: Mapping[str, str]  # role -> URI, of every file that the reader would read
+    uri: str  # the folder, or the file of a format that keeps a section in one
+    files: Mapping[str, str]  # role -> URI of every file or folder that the reader would read; "counts" is the first
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what stands beside the files (section.json)
+    section: str | None = None  # its name, where a folder holds several and the metadata name none
+    owns: tuple[str, ...] = ()  # URIs of folders of this layout, in which no other section is looked for
 
 
-@dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One folder and the names of the files that lie directly in it."""
+    """One folder: the names of what lies directly in it, asked for when they are first wanted."""
 
-    location: Location
-    files: tuple[str, ...]
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        files, folders = (tuple(entry.name for entry in kind) for kind in self.location.contents())
+        return files, folders
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files, sorted; hidden ones are passed over."""
+        return tuple(name for name in self._names[0] if not name.startswith("."))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders, sorted; hidden ones are passed over."""
+        return tuple(name for name in self._names[1] if not name.startswith("."))
+
+    def child(self, name: str) -> Listing | None:
+        """A folder below, which may be several steps down ("binned_outputs/square_008um"); None where it is not."""
+        here: Listing = self
+        for part in name.split("/"):
+            if part not in here.folders:
+                return None
+            here = here._child(part)
+        return here
+
+    @cached_property
+    def _children(self) -> dict[str, Listing]:
+        return {}
+
+    def _child(self, name: str) -> Listing:
+        return self._children.setdefault(name, Listing(self.location.join(name)))
+
+    def file(self, *names: str) -> str | None:
+        """URI of the first of these files that is there, hidden or not; a name may have folders
+        ("spatial/tissue_positions.csv")."""
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            here = self.child(folder) if folder else self
+            if here is not None and file in here._names[0]:
+                return here.location.join(file).uri
+        return None
 
 
 class SlideReader(Protocol):
@@ -46,8 +91,9 @@ class SlideReader(Protocol):
     name: str  # as in `--json` output and in the catalogue
     looks_for: str  # one phrase: the files by which the format is known
 
-    def find(self, folder: Listing) -> Source | None:
-        """The section in this folder, or None where the reader does not know it. Opens small files at most."""
+    def find(self, folder: Listing) -> Sequence[Source]:
+        """The sections in this folder; none where the reader does not know it. Opens small files at most, and raises
+        nothing on files that are not what they seem: what is wrong is told by `read`."""
 
     def read(self, source: Source, metadata: Mapping[str, Any]) -> Slide:
         """The section without its image; `metadata` win over what the source says.
@@ -58,9 +104,10 @@ class SlideReader(Protocol):
 
 @cache
 def readers() -> dict[str, SlideReader]:
-    """Every installed reader, by name."""
-    found = sorted(entry_points(group="histolake.readers"), key=lambda entry: entry.name)
-    return {entry.name: entry.load()() for entry in found}
+    """Every installed reader, in the order in which they are asked."""
+    found = {entry.name: entry for entry in entry_points(group="histolake.readers")}
+    names = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
+    return {name: found[name].load()() for name in names}
 
 
 def reader(name: str) -> SlideReader:
@@ -76,17 +123,28 @@ def digest(source: Source, metadata: Mapping[str, Any]) -> str:
     The same files elsewhere have the same digest. Files are read in blocks.
     """
     total = hashlib.sha256(source.reader.encode())
-    for role, uri in sorted(source.files.items()):
+    files = dict(source.files)
+    if metadata.get("image"):
+        files["image named"] = str(metadata["image"])
+    for role, uri in sorted(files.items()):
         total.update(f"\0{role}\0{Location.parse(uri).name}\0".encode())
-        total.update(_content(uri))
-    for key, value in sorted(metadata.items()):
-        total.update(f"\0{key}={value}".encode())
+        total.update(_content(Location.parse(uri)))
+    for said in (source.metadata, metadata):
+        for key, value in sorted(said.items()):
+            if key != "image":
+                total.update(f"\0{key}={value}".encode())
     return total.hexdigest()
 
 
-def _content(uri: str) -> bytes:
-    filesystem, path = Location.parse(uri).filesystem()
+def _content(location: Location) -> bytes:
+    """A hash of a file, or of all files of a folder with their paths in it."""
     content = hashlib.sha256()
+    if location.is_dir():
+        for entry in location.entries():
+            content.update(f"\0{entry.location.uri[len(location.uri) :]}\0".encode())
+            content.update(_content(entry.location))
+        return content.digest()
+    filesystem, path = location.filesystem()
     with filesystem.open_input_stream(path, compression=None) as stream:
         while block := stream.read(BLOCK_BYTES):
             content.update(block)

@@ -2,8 +2,8 @@
 
     counts.tsv[.gz]       a row a spot, named "XxY"; a column a gene
     spots.tsv[.gz]        x y new_x new_y pixel_x pixel_y selected
-    image.jpg|png|tif     H&E
-    section.json          optional: what is known about the section
+    image.jpg|png|tif     H&E; a section without it comes in for its expression alone
+    section.json          optional: what is known about the section (`beside.py`)
 
 The spots of the array lie 200 um apart and are numbered from 1, and their pixels are
 `pixel_x = pitch_x (new_x - 1)`: the frame of the image is 32 pitches wide and 34 high. So the scale is fitted over
@@ -13,17 +13,17 @@ whose sides are one and the same fraction of that frame is a reduced copy, whose
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from histolake.ingestion.readers import Listing, Source
+from histolake.ingestion.readers.beside import read_beside, with_beside
 from histolake.ingestion.readers.st_tables import Positions, read_counts, read_positions
-from histolake.ingestion.slide import Slide, SlideMetadata, Spot
-from histolake.platform.errors import SourceError, UsageError
+from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
+from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
 __all__ = ["LegacySTReader"]
@@ -31,7 +31,6 @@ __all__ = ["LegacySTReader"]
 COUNTS = ("counts.tsv.gz", "counts.tsv")
 SPOTS = ("spots.tsv", "spots.tsv.gz")
 IMAGES = ("image.jpg", "image.jpeg", "image.png", "image.tif", "image.tiff")
-METADATA = "section.json"
 
 PITCH_UM = 200.0
 DIAMETER_UM = 100.0
@@ -44,20 +43,16 @@ class LegacySTReader:
     """Reads the folder described above."""
 
     name = "legacy-st"
-    looks_for = "counts.tsv[.gz] with spots.tsv and image.jpg, .png or .tif"
+    looks_for = "counts.tsv[.gz] with spots.tsv, and image.jpg, .png or .tif"
 
-    def find(self, folder: Listing) -> Source | None:
+    def find(self, folder: Listing) -> Sequence[Source]:
         """A folder that has the counts or the positions is ours; what it lacks is found out when it is read."""
-        names = {name.lower(): name for name in folder.files}
-        roles = {"counts": COUNTS, "spots": SPOTS, "image": IMAGES, "metadata": (METADATA,)}
-        files = {
-            role: folder.location.join(names[hit]).uri
-            for role, candidates in roles.items()
-            if (hit := next((name for name in candidates if name in names), None))
-        }
+        roles = {"counts": COUNTS, "spots": SPOTS, "image": IMAGES}
+        files = {role: uri for role, names in roles.items() if (uri := folder.file(*names))}
         if not {"counts", "spots"} & set(files):
-            return None
-        return Source(reader=self.name, uri=folder.location.uri, files=files, metadata=_beside(files.get("metadata")))
+            return ()
+        beside, metadata = read_beside(folder)
+        return (Source(reader=self.name, uri=folder.location.uri, files=files | beside, metadata=metadata),)
 
     def read(self, source: Source, metadata: Mapping[str, Any]) -> Slide:
         """The section as a slide; positions in pixels of the image as it is."""
@@ -69,21 +64,24 @@ class LegacySTReader:
             spot_diameter_um=DIAMETER_UM,
             pitch_um=PITCH_UM,
         )
-        known = _with_beside(known, source).updated(dict(metadata))
+        known = with_beside(known, source).updated(dict(metadata))
         table = read_counts(source.files["counts"])
         positions = read_positions(source.files["spots"])
-        image_size = _image_size(source.files["image"])
-        scale = _scale(positions, image_size, known, source.files["image"])
+        image = known.image or source.files.get("image")
+        image_size = _image_size(image) if image else None
+        scale = _scale(positions, image_size, known)
         slide = _assemble(source, table, positions, scale)
         return replace(
             slide,
-            metadata=replace(known, um_per_px=scale.um_per_px),
+            metadata=known,
+            image=image,
             image_size_px=image_size,
+            scales=(ScaleEvidence(origin="pitch", um_per_px=scale.um_per_px, file=positions.file),),
             flags=("image_reduced",) if scale.reduction != 1.0 else (),
         )
 
     def _check_complete(self, source: Source) -> None:
-        wanted = {"counts": COUNTS[0], "spots": SPOTS[0], "image": IMAGES[0]}
+        wanted = {"counts": COUNTS[0], "spots": SPOTS[0]}
         missing = [name for role, name in wanted.items() if role not in source.files]
         if missing:
             raise SourceError(
@@ -101,27 +99,6 @@ class _Scale:
     reduction: float  # pixels of the image per pixel of the positions; 1 for a full image
 
 
-def _beside(uri: str | None) -> dict[str, Any]:
-    if uri is None:
-        return {}
-    try:
-        values = json.loads(Location.parse(uri).read_bytes())
-    except ValueError as error:
-        # Told where the section is read, so that one bad file never stops a search.
-        return {"unreadable": str(error)}
-    return values if isinstance(values, dict) else {"unreadable": "it is not a JSON object"}
-
-
-def _with_beside(known: SlideMetadata, source: Source) -> SlideMetadata:
-    try:
-        if "unreadable" in source.metadata:
-            raise UsageError(f"It cannot be read: {source.metadata['unreadable']}.")
-        return known.updated(dict(source.metadata))
-    except UsageError as error:
-        file = source.files["metadata"]
-        raise SourceError(f"{file}: {error}", rule="metadata_valid", file=file) from error
-
-
 def _image_size(uri: str) -> tuple[int, int]:
     from histolake.ingestion.images import open_image
 
@@ -132,29 +109,19 @@ def _image_size(uri: str) -> tuple[int, int]:
         image.close()
 
 
-def _scale(positions: Positions, image_size: tuple[int, int], known: SlideMetadata, image: str) -> _Scale:
-    """Micrometres a pixel of the image, and how far the image is reduced against the positions."""
+def _scale(positions: Positions, image_size: tuple[int, int] | None, known: SlideMetadata) -> _Scale:
+    """Micrometres a pixel of the image by the array's pitch, and how far the image is reduced against the positions."""
     pitch_px, offset_px = _fitted_pitch(positions)
-    pitch_um = known.pitch_um or PITCH_UM
-    fitted = pitch_um / float(pitch_px.mean())
+    fitted = (known.pitch_um or PITCH_UM) / float(pitch_px.mean())
+    if image_size is None:
+        return _Scale(um_per_px=fitted, reduction=1.0)
     frame = np.array(FRAME_PITCHES) * pitch_px
     ratio = np.array(image_size) / frame
     framed = bool(np.all(np.abs(offset_px + pitch_px) < 0.02 * pitch_px) and abs(ratio[0] / ratio[1] - 1) < SAME)
     reduction = float(ratio.mean()) if framed and abs(ratio.mean() - 1) >= SAME else 1.0
-    if known.um_per_px is None:
-        return _Scale(um_per_px=fitted / reduction, reduction=reduction)
-    # A stated scale is of the image as it is; it decides whether the image is reduced.
-    for candidate in (1.0, reduction):
-        if abs(fitted / candidate / known.um_per_px - 1) < SAME_STATED:
-            return _Scale(um_per_px=known.um_per_px, reduction=candidate)
-    raise SourceError(
-        f"The metadata say {known.um_per_px:g} um/px, but spots {pitch_um:g} um apart lie "
-        f"{pitch_px.mean():.1f} px apart ({fitted / reduction:.3g} um/px). Correct um_per_px or pitch_um.",
-        rule="scale_agrees",
-        figure=fitted / reduction,
-        limit=known.um_per_px,
-        file=image,
-    )
+    if known.um_per_px is not None and abs(fitted / known.um_per_px - 1) < SAME_STATED:
+        reduction = 1.0  # a stated scale is of the image as it is: it says that the image is not reduced
+    return _Scale(um_per_px=fitted / reduction, reduction=reduction)
 
 
 def _fitted_pitch(positions: Positions) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +169,7 @@ def _assemble(source: Source, table: Any, positions: Positions, scale: _Scale) -
         counts=table.counts_NG[found[order]],
         symbols=table.symbols,
         ensembl_ids=None,
-        image=source.files["image"],
-        image_size_px=None,
+        image=None,
         refused=tuple(refused),
         matrix_file=source.files["counts"],
     )
