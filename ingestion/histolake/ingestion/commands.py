@@ -43,9 +43,7 @@ def sample(
     ] = 1,
     public: Annotated[
         bool,
-        typer.Option(
-            "--public", help="Without a folder, rather the smallest public cohort of the network than simulated."
-        ),
+        typer.Option("--public", help="Without a folder: the smallest public cohort, if the network has it."),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:

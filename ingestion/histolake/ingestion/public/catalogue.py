@@ -127,6 +127,7 @@ class Catalogue:
 
     def _row(self, section: PublicSection, cohort: str | None) -> dict[str, Any]:
         sizes = [file.size_bytes for file in section.files]
+        known = sum(size for size in sizes if size is not None)
         pinned = sum(file.sha256 is None for file in section.files)
         return {
             "name": section.name,
@@ -139,7 +140,8 @@ class Catalogue:
             "space_ranger": section.space_ranger,
             "stain": section.stain,
             "files": ", ".join(file.name for file in section.files),
-            "size_bytes": None if None in sizes else sum(size for size in sizes if size is not None),
+            "size_bytes": None if None in sizes else known,
+            "known_bytes": known,
             "checksums": "sha256" if not pinned else f"not published for {pinned} of {len(sizes)}: pinned on first use",
             "licence": self.licence,
             "page": section.page,
@@ -185,8 +187,8 @@ def _section(entry: dict[str, Any]) -> PublicSection:
             raise UsageError(f"The catalogue's sha256 of {name}, {file} is {sha256!r}, which is none.")
         path = f"{version}/{name}/{name}_{file}"
         found.append(PublicFile(name=file, path=path, sha256=sha256, size_bytes=known.get("bytes")))
-    facts = {key: entry.get(key) for key in ("title", "space_ranger", "species", "organ", "page", "disease", "stain")}
-    return PublicSection(name=name, files=tuple(found), **facts)
+    about = {key: value for key, value in entry.items() if key not in ("name", "files")}
+    return PublicSection(name=name, files=tuple(found), **about)
 
 
 def find_cohort(catalogue: Catalogue, name: str) -> Cohort:

@@ -117,6 +117,7 @@ class _Transfer:
     ) -> None:
         self.client, self.url, self.part, self.settings, self.stop, self.tell = client, url, part, settings, stop, tell
         self.known = sha256 is not None
+        self.answered = False
         self.problem = "the connection ended early"
         self.size_bytes = size_bytes
         self.tag = part.with_name(part.name + ".tag")
@@ -147,6 +148,10 @@ class _Transfer:
             try:
                 if self._once():
                     return Fetched(sha256=sha256_of(self.part), size_bytes=self._size())
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                self.problem = str(error) or "no answer"
+                if not self.answered:  # there is no network, or no such server: waiting does not help
+                    raise DownloadError(_unreachable(self.url, self.problem, self._size())) from error
             except httpx.TransportError as error:
                 self.problem = str(error) or type(error).__name__
             failures = 1 if self._size() > before else failures + 1
@@ -166,6 +171,7 @@ class _Transfer:
             headers["If-Range"] = self.tag.read_text()
         with self.client.stream("GET", self.url, headers=headers) as answer:
             code = answer.status_code
+            self.answered = True
             if code == RANGE_REFUSED:
                 if _total(answer) == start:  # everything had come
                     return True
@@ -248,6 +254,6 @@ def _hint(code: int) -> str:
 def _unreachable(url: str, problem: str, there: int) -> str:
     kept = f" What has come ({there} bytes) is kept and taken up next time." if there else ""
     return (
-        f"{url} cannot be fetched: {problem}.{kept} Without internet access, name a folder of sections with --from, or a "
-        "mirror in public.base_url."
+        f"{url} cannot be fetched: {problem}.{kept} Without internet access, name a folder of sections with --from, "
+        "or a mirror in public.base_url."
     )

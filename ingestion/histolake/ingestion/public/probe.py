@@ -1,7 +1,7 @@
 """Whether the network has a public cohort, and which is the smallest: asked shortly, for the demo.
 
-Nothing is fetched here. The server is asked for the sizes of the files (HEAD), within seconds that are counted: where no
-network answers, the demo goes on after `public.probe_s` at the latest.
+Nothing is fetched here. The server is asked for the sizes of the files (HEAD), within seconds that are counted: where
+no network answers, the demo goes on after `public.probe_s` at the latest.
 """
 
 from __future__ import annotations

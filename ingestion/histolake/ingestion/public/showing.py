@@ -29,8 +29,10 @@ def list_cohorts(console: Console, *, as_json: bool) -> None:
     table = Table("name", "organ", "species", "disease", "Space Ranger", "stain", "MB", "checksums", box=None)
     for column in table.columns:
         column.overflow = "fold"
+    table.columns[0].no_wrap = True
     for row in rows:
-        size = "" if row["size_bytes"] is None else f"{row['size_bytes'] / MEGABYTE:.0f}"
+        size = f"{row['known_bytes'] / MEGABYTE:.0f}" if row["known_bytes"] else ""
+        size += "+" if size and row["size_bytes"] is None else ""
         sums = "sha256" if row["checksums"] == "sha256" else "pinned on first use"
         facts = (row["organ"], row["species"], row["disease"] or "", row["space_ranger"], row["stain"] or "")
         table.add_row(row["name"], *facts, size, sums)
@@ -43,8 +45,8 @@ def list_cohorts(console: Console, *, as_json: bool) -> None:
             members = ", ".join(section.name for section in cohort.sections)
             out.print(f"{cohort.name}: {cohort.title} ({members})", highlight=False, soft_wrap=True)
     console.print(
-        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), technology Visium. Empty cells are not "
-        "known here. Pages and files: --json. Fetch one: histolake sample NAME --to DIR",
+        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), technology Visium. Empty cells are "
+        "not known here, and + is more, of unknown size. Pages and files: --json. Fetch one: histolake sample NAME --to DIR",
         highlight=False,
         soft_wrap=True,
     )
@@ -66,7 +68,8 @@ class FileBars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def say(self, line: str) -> None:
         """A line above the bars."""
