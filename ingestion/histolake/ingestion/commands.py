@@ -60,17 +60,18 @@ def sample(
     Example: histolake sample breast-cancer-block-a --to breast && histolake ingest breast/cohort.json --lake my-lake
     --cohort breast
     """
+    from histolake.ingestion.public.catalogue import load_catalogue
     from histolake.ingestion.public.showing import FileBars, list_cohorts
     from histolake.ingestion.sample import Public, choose
     from histolake.platform.settings import load_settings
 
     console = _console()
+    settings = load_settings()
     if list_public:
-        list_cohorts(console, as_json=as_json)
+        list_cohorts(console, load_catalogue(settings.section("public").catalogue), as_json=as_json)
         return
     if name and from_dir:
         raise UsageError(f"Both the public cohort {name!r} and --from {from_dir} are named; name one.")
-    settings = load_settings()
     with FileBars(console) as bars, _progress(console) as tell:
         asked = Public(settings=settings.section("public"), name=name, blocks=blocks, tell=bars.tell, say=bars.say)
         chosen = choose(

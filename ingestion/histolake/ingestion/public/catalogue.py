@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files as package_files
+from pathlib import Path
 from typing import Any
 
 from histolake.platform.errors import SettingsError, UsageError
@@ -20,7 +21,6 @@ from histolake.platform.errors import SettingsError, UsageError
 __all__ = ["Catalogue", "Cohort", "PublicFile", "PublicSection", "PublicSettings", "find_cohort", "load_catalogue"]
 
 MEGABYTE = 1_000_000
-TECHNOLOGY = "Visium"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class PublicSettings:
 
     # 10x Genomics' server, or a mirror of it with the same paths (http:// or https://)
     base_url: str = "https://cf.10xgenomics.com/samples/spatial-exp"
+    catalogue: str = ""  # file of a list of your own, in the form of cohorts.toml; "" is the one that is installed
     probe: bool = True  # whether the demo may look for a public cohort on the network
     probe_s: float = 3.0  # seconds that looking may take
     parallel: int = 3  # files fetched at once
@@ -69,6 +70,7 @@ class PublicSection:
     species: str
     organ: str
     page: str
+    technology: str = "Visium"
     disease: str | None = None
     stain: str | None = None  # "H&E"; None where it was not looked up
     files: tuple[PublicFile, ...] = ()
@@ -109,7 +111,7 @@ class Catalogue:
             "organ": section.organ,
             "species": section.species,
             "disease": section.disease or "",
-            "technology": TECHNOLOGY,
+            "technology": section.technology,
             "licence": self.licence,
             "accession": section.page,
             "simulated": "false",
@@ -136,7 +138,7 @@ class Catalogue:
             "organ": section.organ,
             "species": section.species,
             "disease": section.disease,
-            "technology": TECHNOLOGY,
+            "technology": section.technology,
             "space_ranger": section.space_ranger,
             "stain": section.stain,
             "files": ", ".join(file.name for file in section.files),
@@ -149,10 +151,15 @@ class Catalogue:
 
 
 @cache
-def load_catalogue() -> Catalogue:
-    """The catalogue that is installed with histolake."""
-    text = package_files("histolake.ingestion.public").joinpath("cohorts.toml").read_text(encoding="utf-8")
-    return parse_catalogue(text)
+def load_catalogue(file: str = "") -> Catalogue:
+    """The catalogue that is installed with histolake, or one of your own in the same form (`public.catalogue`)."""
+    place = Path(file).expanduser() if file else package_files("histolake.ingestion.public").joinpath("cohorts.toml")
+    if not place.is_file():
+        raise UsageError(f"public.catalogue names {file}, which is not a file.")
+    try:
+        return parse_catalogue(place.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{place} is no list of public cohorts: {error!r}.") from error
 
 
 def parse_catalogue(text: str) -> Catalogue:

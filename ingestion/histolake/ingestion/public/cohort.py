@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 def terms(cohort: Cohort, settings: PublicSettings) -> list[str]:
     """What a person is told before anything is fetched: what it is, whose, under which terms, from where, how much."""
-    catalogue = load_catalogue()
+    catalogue = load_catalogue(settings.catalogue)
     sizes = [file.size_bytes for _, file in cohort.files]
     known = sum(size for size in sizes if size is not None)
     unsummed = [f"{section.name}/{file.name}" for section, file in cohort.files if file.sha256 is None]
@@ -43,7 +43,7 @@ def by_name(
     name: str, target: Path, file: str, settings: PublicSettings, *, blocks: int, tell: Tell, say: Say
 ) -> Chosen:
     """Fetch a cohort by its name. Raises `UsageError` where there is none, `DownloadError` where it cannot be had."""
-    cohort = find_cohort(load_catalogue(), name)
+    cohort = find_cohort(load_catalogue(settings.catalogue), name)
     for line in terms(cohort, settings):
         say(line)
     return _chosen(cohort, target, file, settings, f"{cohort.name} was named", blocks, tell, None)
@@ -57,7 +57,7 @@ def offered(target: Path, file: str, settings: PublicSettings, *, tell: Tell, sa
     from histolake.ingestion.public.fetching import describe, is_there
     from histolake.ingestion.public.probe import demo_cohorts, smallest_within
 
-    cohorts = demo_cohorts(load_catalogue())
+    cohorts = demo_cohorts(load_catalogue(settings.catalogue))
     there = [cohort for cohort in cohorts if is_there(cohort, target / FOLDER)]
     if there:
         cohort, why = there[0], f"{there[0].name} was fetched by an earlier run"
@@ -94,7 +94,7 @@ def _chosen(
     from histolake.ingestion.public.fetching import fetch
     from histolake.ingestion.sample import Chosen
 
-    catalogue = load_catalogue()
+    catalogue = load_catalogue(settings.catalogue)
     folders = fetch(cohort, target / FOLDER, settings, tell=tell, limit_s=limit_s)
     known = {section.name: catalogue.metadata(cohort, section) for section in cohort.sections}
     sections = {name: f"{FOLDER}/{name}" for name in folders}

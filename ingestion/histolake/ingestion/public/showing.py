@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from histolake.ingestion.public.catalogue import MEGABYTE, load_catalogue
+from histolake.ingestion.public.catalogue import MEGABYTE, Catalogue
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["FileBars", "list_cohorts"]
 
 
-def list_cohorts(console: Console, *, as_json: bool) -> None:
+def list_cohorts(console: Console, catalogue: Catalogue, *, as_json: bool) -> None:
     """The list as a table on stdout, or as one JSON array."""
-    catalogue = load_catalogue()
     rows = catalogue.rows()
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -45,8 +44,9 @@ def list_cohorts(console: Console, *, as_json: bool) -> None:
             members = ", ".join(section.name for section in cohort.sections)
             out.print(f"{cohort.name}: {cohort.title} ({members})", highlight=False, soft_wrap=True)
     console.print(
-        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), technology Visium. Empty cells are "
-        "not known here, and + is more, of unknown size. Pages and files: --json. Fetch one: histolake sample NAME --to DIR",
+        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), technologies of Visium. Empty cells are "
+        "not known here, and + is more, of unknown size. Pages and files: --json. "
+        "Fetch one: histolake sample NAME --to DIR",
         highlight=False,
         soft_wrap=True,
     )
