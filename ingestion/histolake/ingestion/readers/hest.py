@@ -49,9 +49,9 @@ from histolake.platform.storage import Location
 __all__ = ["HestReader", "HestSample", "hest_sample"]
 
 # Folders of a release beside st/; with one of them, or the catalogue, a folder is known.
-BESIDE = tuple(
-    "wsis metadata patches tissue_seg patches_vis spatial_plots thumbnails cellvit_seg transcripts xenium_seg "
-    "pixel_size_vis downscaled".split()
+BESIDE = (
+    *("wsis", "metadata", "patches", "tissue_seg", "patches_vis", "spatial_plots", "thumbnails", "cellvit_seg"),
+    *("transcripts", "xenium_seg", "pixel_size_vis", "downscaled"),
 )
 IMAGES = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 PLACEHOLDER = "pixel_size_placeholder"

@@ -14,8 +14,8 @@ study involves cancer was told from words of its abstract, so it is not taken fo
 their place on the array (slide_10x13), and Visium spots lie on a lattice that their positions show. The radius is a
 second statement, of 50 um on Spatial Transcriptomics arrays. That of Visium spots is either 27.5 um or half of what
 Space Ranger writes as `spot_diameter_fullres`, which is no spot's size (65 um and more); so where the fitted pitch
-makes it a diameter between 60 and 75 um it is no evidence. Bins of Visium HD tell their size by their names (s_008um_...);
-others need `pitch_um` in the metadata.
+makes it a diameter between 60 and 75 um it is no evidence. Bins of Visium HD tell their size by their names
+(s_008um_...); others need `pitch_um` in the metadata.
 
 Axes: N spots, G genes, 2 = (x, y) or (column, row).
 """
