@@ -11,6 +11,7 @@ from typing import Protocol
 
 from histolake.ingestion.images.files import ImageFile
 from histolake.ingestion.images.plain import PlainImage
+from histolake.ingestion.images.zarr_image import ZarrImage
 from histolake.ingestion.slide import SlideImage
 
 __all__ = ["BACKENDS", "Backend", "ImageFile", "open_image"]
@@ -26,7 +27,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (PlainImage,)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:

@@ -1,5 +1,6 @@
 class SpatialDataReader:
     name = "spatialdata"
     looks_for = ""
+
     def find(self, folder):
         return ()
