@@ -30,6 +30,12 @@ class ImageFile:
         """The URI that the image was asked for by."""
         return self.location.uri
 
+    @property
+    def local(self) -> Path:
+        """`path` of what is known to be a file."""
+        assert self.path is not None, f"{self.uri} is a folder"
+        return self.path
+
     @classmethod
     def at(cls, uri: str) -> ImageFile:
         """Look at a URI; a remote file is first copied to the local cache. Raises `SourceError` (missing_file)."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from histolake.ingestion.images.files import ImageFile
+from histolake.ingestion.images.files import ImageFile, damaged
+from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
+from histolake.ingestion.images.tiff_image import TiffImage
+from histolake.ingestion.images.tiff_layout import is_tiff, missing_bytes
 from histolake.ingestion.images.zarr_image import ZarrImage
 from histolake.ingestion.slide import SlideImage
 
@@ -27,7 +30,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (ZarrImage, PlainImage)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:
@@ -36,4 +39,6 @@ def open_image(uri: str) -> SlideImage:
     Raises `SourceError`: `missing_file` where nothing is there, `image_readable` where no backend can open it.
     """
     file = ImageFile.at(uri)
+    if is_tiff(file) and (gone := missing_bytes(file.local)):
+        raise damaged(file, gone)
     return next(backend for backend in BACKENDS if backend.opens(file))(file)

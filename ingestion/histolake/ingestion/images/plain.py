@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.images.files import ImageFile, damaged
+from histolake.ingestion.images.overview import fitted
+from histolake.ingestion.images.pixel_size import from_tags
+from histolake.ingestion.images.tiff_layout import is_tiff
 
 __all__ = ["PlainImage"]
 
@@ -37,22 +40,6 @@ class PlainImage:
         """Width and height, from the header."""
         return self._image.width, self._image.height
 
-    @property
-    def um_per_px(self) -> float | None:
-        """Such files state a resolution for printing, or none."""
-        return None
-
-    def overview(self, max_px: int) -> np.ndarray:
-        """The whole image, its longer side at most `max_px`, as uint8 (H, W, 3); decoded in passing."""
-        import pyvips
-
-        try:
-            path = str(Location.parse(self._uri).local_path())
-            small = pyvips.Image.thumbnail(path, max_px, height=max_px, size="down", fail_on="truncated")
-            return _as_rgb(small).numpy()
-        except pyvips.Error as error:
-            raise _damaged(self._uri, error) from error
-
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         import pyvips
@@ -61,6 +48,35 @@ class PlainImage:
             if self._region is None:
                 self._region = pyvips.Region.new(_as_rgb(self._image))
             data = self._region.fetch(x, y, width, height)
+        except pyvips.Error as error:
+            raise damaged(self._file, error) from error
+        return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
+
+    @property
+    def is_tiled(self) -> bool:
+        """No: the first region decodes the whole image."""
+        return False
+
+    @property
+    def um_per_px(self) -> float | None:
+        """Micrometres a pixel by a TIFF's resolution tags; the other formats state a screen's or nothing."""
+        if not is_tiff(self._file):
+            return None
+        import tifffile
+
+        with tifffile.TiffFile(self._file.local) as tiff:
+            return from_tags(self._file, tiff.pages[0])
+
+    def overview(self, max_px: int) -> np.ndarray:
+        """The whole image, its longest side `max_px`, shrunk while it is decoded."""
+        import pyvips
+
+        width, height = fitted(self.size_px, max_px)
+        try:
+            small = pyvips.Image.thumbnail(
+                str(self._file.local), width, height=height, size="force", no_rotate=True, fail_on="truncated"
+            )
+            data = _as_rgb(small).write_to_memory()
         except pyvips.Error as error:
             raise damaged(self._file, error) from error
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
@@ -78,33 +94,10 @@ def _open(file: ImageFile) -> Any:
 
     if file.path is None:
         raise damaged(file, "it is a folder, and no image format is known by what is in it")
-    if file.head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        _check_tiff_whole(file)
     try:
-        return pyvips.Image.new_from_file(str(file.path), access="random", fail_on="truncated")
+        return pyvips.Image.new_from_file(str(file.local), access="random", fail_on="truncated")
     except pyvips.Error as error:
         raise damaged(file, error) from error
-
-
-def _check_tiff_whole(file: ImageFile) -> None:
-    """Every strip or tile must lie in the file: libtiff reads over the end of a truncated one without an error."""
-    from PIL import Image, TiffTags, UnidentifiedImageError
-
-    path = file.path
-    assert path is not None
-    names = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
-    try:
-        with Image.open(path) as header:
-            tags: Any = getattr(header, "tag_v2", {})
-            ends = [
-                offset + count
-                for offsets, counts in (("StripOffsets", "StripByteCounts"), ("TileOffsets", "TileByteCounts"))
-                for offset, count in zip(tags.get(names[offsets], ()), tags.get(names[counts], ()), strict=True)
-            ]
-    except (UnidentifiedImageError, ValueError, SyntaxError, EOFError) as error:
-        raise damaged(file, error) from error
-    if ends and max(ends) > path.stat().st_size:
-        raise damaged(file, EOFError(f"its pixels end at byte {max(ends)}, the file at {path.stat().st_size}"))
 
 
 def _as_rgb(image: Any) -> Any:

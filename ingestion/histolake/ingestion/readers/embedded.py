@@ -36,13 +36,14 @@ def drop_copy(uri: str) -> bool:
 
 
 def write_copy(pixels: Any) -> Path:
-    """A TIFF with the pixels of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whole numbers up to 255 or
-    fractions up to 1. `pixels` may be a dataset on disk: it is read in blocks of rows, once."""
+    """A TIFF with the pixels of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): whole numbers, or fractions of 1.
+    `pixels` may be a dataset on disk: it is read in blocks of rows."""
     import pyvips
 
     height, width = pixels.shape[:2]
     bands = pixels.shape[2] if len(pixels.shape) == 3 else 1
     rows = max(1, BLOCK_BYTES // max(width * bands, 1))
+    white = _white(pixels, rows)
     content = hashlib.sha256(f"{width} {height} {bands}\0".encode())
     folder = copies_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def write_copy(pixels: Any) -> Path:
         raw = Path(work) / "pixels"
         with raw.open("wb") as stream:
             for start in range(0, height, rows):
-                block = _as_bytes(np.asarray(pixels[start : start + rows]))
+                block = _as_bytes(np.asarray(pixels[start : start + rows]), white)
                 content.update(block)
                 stream.write(block)
         target = folder / f"{content.hexdigest()[:24]}.tif"
@@ -63,9 +64,17 @@ def write_copy(pixels: Any) -> Path:
     return target
 
 
-def _as_bytes(block: np.ndarray) -> bytes:
-    if block.dtype.kind == "f":
-        block = np.rint(np.clip(block, 0.0, 1.0) * 255)
-    elif block.dtype == np.uint16:
-        block = block >> 8
-    return np.ascontiguousarray(block.astype(np.uint8)).tobytes()
+def _white(pixels: Any, rows: int) -> float:
+    """The value that stands for white: 1 of fractions, 255 of bytes, 65,535 of an array that goes beyond them."""
+    if pixels.dtype == np.uint8:
+        return 255.0
+    top = max(float(np.max(pixels[start : start + rows])) for start in range(0, pixels.shape[0], rows))
+    if pixels.dtype.kind == "f" and top <= 1.0:
+        return 1.0
+    return 255.0 if top <= 255 else 65535.0
+
+
+def _as_bytes(block: np.ndarray, white: float) -> bytes:
+    if block.dtype != np.uint8:
+        block = np.rint(np.clip(block.astype(np.float32) / white, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.ascontiguousarray(block).tobytes()

@@ -1,10 +1,11 @@
 """Feature-barcode matrices as 10x Genomics writes them: one HDF5 file, or a folder in Matrix Market format.
 
-    filtered_feature_bc_matrix.h5     group `matrix`: barcodes, data, indices, indptr, shape, features/{id,name,feature_type,genome}
-    filtered_feature_bc_matrix/       matrix.mtx, features.tsv (or genes.tsv of Cell Ranger 2), barcodes.tsv; plain or .gz
+    filtered_feature_bc_matrix.h5   group `matrix`: barcodes, data, indices, indptr, shape,
+                                    features/id, name, feature_type, genome
+    filtered_feature_bc_matrix/     matrix.mtx, features.tsv (genes.tsv of Cell Ranger 2), barcodes.tsv; plain or .gz
 
-Features that are no genes (antibodies, controls, custom probes of their own type) are left out and told by type. Nothing
-is ever dense: memory is proportional to the stored values, and `H5Matrix.rows` reads a run of barcodes alone.
+Features that are no genes (antibodies, controls, custom probes of a type of their own) are left out and told by type.
+Nothing is ever dense: memory is proportional to the stored values, and `H5Matrix.rows` reads a run of barcodes alone.
 
 Axes: N barcodes (spots, bins or cells), F features of the file, G genes among them.
 """
@@ -178,9 +179,7 @@ def open_h5(uri: str) -> Iterator[H5Matrix]:
 
 
 def _read_mtx(folder: Location) -> Matrix:
-    matrix, features, barcodes = (
-        _one_of(folder, names) for names in (MATRIX_FILES, FEATURE_FILES, BARCODE_FILES)
-    )
+    matrix, features, barcodes = (_one_of(folder, names) for names in (MATRIX_FILES, FEATURE_FILES, BARCODE_FILES))
     table = _tsv(features)
     width = min((len(row) for row in table), default=2)
     if width < 2:
@@ -200,7 +199,11 @@ def _read_mtx(folder: Location) -> Matrix:
     if not len(names):
         raise _empty(barcodes)
     return Matrix(
-        barcodes=names, counts_NG=_genes_of(counts_FN, column_F, len(genes.ids)), genes=genes, attributes={}, file=matrix
+        barcodes=names,
+        counts_NG=_genes_of(counts_FN, column_F, len(genes.ids)),
+        genes=genes,
+        attributes={},
+        file=matrix,
     )
 
 

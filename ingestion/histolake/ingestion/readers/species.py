@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["species_of_genes", "species_present"]
+from histolake.platform.errors import SourceError
+
+__all__ = ["genes_of_one_species", "species_of_genes", "species_present"]
 
 # Prefixes of Ensembl's gene ids, and assemblies as references are named after them.
 _PREFIXES = {
@@ -44,6 +46,30 @@ def species_present(species_G: np.ndarray) -> tuple[str, ...]:
     names, times = np.unique(species_G[species_G != ""], return_counts=True)
     order = np.argsort(-times, kind="stable")
     return tuple(str(names[i]) for i in order if times[i] >= MIN_SHARE * len(species_G))
+
+
+def genes_of_one_species(
+    ids: Sequence[str], genomes: Sequence[str], stated: str | None, file: str
+) -> tuple[str | None, np.ndarray | None]:
+    """The species, and (G,) bool which genes are of it; None where all of them are to be kept.
+
+    A section whose reference has several species (a xenograft) is read for one alone, which a person must name: raises
+    `SourceError` (`one_species`) where nobody does.
+    """
+    species_G = species_of_genes(ids, genomes)
+    present = species_present(species_G)
+    if len(present) < 2:
+        return (present[0] if present else None), None
+    if stated in present:
+        return stated, species_G == stated
+    raise SourceError(
+        f"{file} holds genes of {len(present)} species ({', '.join(present)}); a section is of one. Say which "
+        f"(species = {' or '.join(present)}) in the metadata, and the genes of the others are left out.",
+        rule="one_species",
+        figure=float(len(present)),
+        limit=1.0,
+        file=file,
+    )
 
 
 def _species_of_genome(genome: str) -> str:
