@@ -11,7 +11,7 @@ from typing import Any
 
 from histolake.platform.storage import Location
 
-__all__ = ["DAMAGE", "group_attributes", "open_array", "open_group"]
+__all__ = ["DAMAGE", "array_shape", "group_attributes", "open_array", "open_group"]
 
 # What zarr, its codecs and its stores raise on chunks and metadata that are not what they should be.
 DAMAGE = (ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -29,6 +29,19 @@ def group_attributes(location: Location) -> dict[str, Any] | None:
             continue
         values = values.get("attributes", {}) if name == "zarr.json" and isinstance(values, dict) else values
         return values if isinstance(values, dict) else None
+    return None
+
+
+def array_shape(location: Location) -> tuple[tuple[int, ...], str] | None:
+    """Shape and dtype ("uint8") of a zarr array, from its metadata alone; None where it cannot be read."""
+    for name, kind in (("zarr.json", "data_type"), (".zarray", "dtype")):
+        try:
+            values = json.loads(location.join(name).read_bytes())
+            shape = tuple(int(n) for n in values["shape"])
+            told = values[kind]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return shape, {"|u1": "uint8", "<u1": "uint8"}.get(told, str(told))
     return None
 
 
