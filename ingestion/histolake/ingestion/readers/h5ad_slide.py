@@ -14,21 +14,21 @@ Axes: N spots, G genes, 2 = (x, y) or (column, row).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from histolake.ingestion.expression_unit import COUNTS, NORMALISED, unit_name
 from histolake.ingestion.genes import looks_like_ensembl
 from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, technology_name
-from histolake.ingestion.readers.h5ad import H5ad, Library, Matrix
+from histolake.ingestion.readers.h5ad import H5ad, Library
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
 
-__all__ = ["Picture", "Spots", "as_slide", "read_spots", "the_library"]
+__all__ = ["CountMatrix", "Observations", "Picture", "Spots", "as_slide", "read_spots", "the_library"]
 
 POSITIONS = ("spatial", "X_spatial", "spatial_px")  # keys of obsm
 # Columns of obs, in pairs of x and y, that can only be pixels of the full image.
@@ -47,6 +47,43 @@ FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks, as scale.py 
 TPM_TOTAL = 1e6
 # Probes of imaging panels that are no genes; HEST-1k's Xenium files hold them among the genes.
 _CONTROL = re.compile(r"(blank|negcontrol|unassignedcodeword|deprecatedcodeword|intergenic_region|antisense_)", re.I)
+
+
+class CountMatrix(Protocol):
+    """One matrix of a table, not read yet."""
+
+    @property
+    def name(self) -> str:
+        """As "X" or "layers/counts"."""
+
+    @property
+    def var(self) -> Any:
+        """Its variables, a pandas.DataFrame (G, ...)."""
+
+    def whole(self) -> bool:
+        """Whether it seems to hold whole numbers only."""
+
+    def read(self) -> Any:
+        """`scipy.sparse.csr_array` (N, G) float32."""
+
+
+class Observations(Protocol):
+    """A table of observations as AnnData has it, in whatever store: `H5ad`, or a table in zarr."""
+
+    uri: str
+
+    @property
+    def names(self) -> np.ndarray:
+        """Names of the observations (N,)."""
+
+    def obsm(self, *keys: str) -> np.ndarray | None:
+        """The first of these that is there, as float64 (N, dimensions)."""
+
+    def column(self, *names: str) -> np.ndarray | None:
+        """The first of these columns of `obs` that is there (N,)."""
+
+    def matrices(self) -> Iterator[CountMatrix]:
+        """The matrices that may hold counts, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +122,17 @@ def the_library(file: H5ad) -> Library | None:
     return libraries[0] if libraries else None
 
 
-def read_spots(file: H5ad) -> Spots:
-    """The observations with their positions; raises `SourceError` where there are none (`positions_missing`), no spots
-    (`empty_section`), or a barcode twice (`duplicate_barcodes`)."""
+def read_spots(file: Observations, xy_N2: np.ndarray | None = None) -> Spots:
+    """The observations with their positions, those of the table unless `xy_N2` gives them.
+
+    Raises `SourceError` where there are none (`positions_missing`), no spots (`empty_section`), or a barcode twice
+    (`duplicate_barcodes`).
+    """
     barcodes = file.names
     if not len(barcodes):
         raise SourceError(f"{file.uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=file.uri)
     _check_unique(barcodes, file.uri)
-    xy_N2 = _positions(file)
+    xy_N2 = _positions(file) if xy_N2 is None else xy_N2
     array_N2 = _array(file, barcodes)
     lattice = fit_lattice(array_N2, xy_N2)
     if lattice is None and (indexed_N2 := index_lattice(xy_N2)) is not None:
@@ -103,7 +143,7 @@ def read_spots(file: H5ad) -> Spots:
 
 
 def as_slide(
-    file: H5ad,
+    file: Observations,
     spots: Spots,
     picture: Picture,
     known: SlideMetadata,
@@ -163,7 +203,7 @@ def _check_unique(barcodes: np.ndarray, uri: str) -> None:
         )
 
 
-def _positions(file: H5ad) -> np.ndarray:
+def _positions(file: Observations) -> np.ndarray:
     found = file.obsm(*POSITIONS)
     if found is None:
         pairs = ((file.column(x), file.column(y)) for x, y in POSITION_COLUMNS)
@@ -180,7 +220,7 @@ def _positions(file: H5ad) -> np.ndarray:
     return found[:, :2]
 
 
-def _array(file: H5ad, barcodes: np.ndarray) -> np.ndarray:
+def _array(file: Observations, barcodes: np.ndarray) -> np.ndarray:
     """Column and row of each spot, from `obs` or from names like 10x21; NaN where neither tells."""
     for col, row in ARRAY_COLUMNS:
         columns, rows = file.column(col), file.column(row)
@@ -200,7 +240,7 @@ def _numbers(values: np.ndarray) -> np.ndarray:
     return pd.to_numeric(pd.Series(values).astype(object), errors="coerce").to_numpy(dtype=np.float64)
 
 
-def _selected(file: H5ad, n: int) -> np.ndarray:
+def _selected(file: Observations, n: int) -> np.ndarray:
     values = file.column(*SELECTED)
     if values is None:
         return np.ones(n, dtype=bool)
@@ -268,9 +308,9 @@ def _spacing_px(spots: Spots) -> float:
 # -- counts and genes ---------------------------------------------------------------------------------------------
 
 
-def _counts(file: H5ad, stated: str | None) -> tuple[Any, Any, str]:
+def _counts(file: Observations, stated: str | None) -> tuple[Any, Any, str]:
     """Counts (N, G), their variables, and their unit."""
-    last: Matrix | None = None
+    last: CountMatrix | None = None
     for matrix in file.matrices():
         last = matrix if matrix.name == "X" or last is None else last
         # A person's word that the unit is another says that no counts are meant.
