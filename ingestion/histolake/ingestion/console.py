@@ -118,15 +118,20 @@ def end_with(console: Console, outcomes: Sequence[Outcome], *, workers: int, as_
 
 
 def _table(console: Console, outcomes: Sequence[Outcome]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("section", "read", "kept", "refused", "why", "status", box=None, pad_edge=False)
     for o in outcomes:
-        why = o.reason or ", ".join(f"{rule}: {n}" for rule, n in o.refused_by_rule.items())
+        why = o.rule or ", ".join(f"{rule}: {n}" for rule, n in o.refused_by_rule.items())
         notes = [*o.flags, *([f"corrected: {', '.join(o.corrected)}"] if o.corrected else [])]
         numbers = ("", "", "") if o.status in ("refused", "left") else (o.spots_read, o.spots_kept, o.spots_refused)
         table.add_row(o.section, *map(str, numbers), why, o.status + (f" ({', '.join(notes)})" if notes else ""))
     console.print(table)
+    for o in outcomes:
+        if o.reason:
+            said = f"[bold]{escape(o.section)}[/] {o.rule}: {escape(o.reason)}"
+            console.print(said, highlight=False, soft_wrap=True)
 
 
 def _last_line(outcomes: Sequence[Outcome]) -> str:
