@@ -86,7 +86,11 @@ def _choose_shown(sections: Sequence[Section], limit: int) -> None:
 def _limits_of(settings: IngestSettings) -> dict[str, list[float]]:
     """measure -> the limits that the settings of today draw through it."""
     return {
-        name: [float(getattr(settings.quality, key)) for key in measure.settings if hasattr(settings.quality, key)]
+        name: [
+            float(limit)
+            for key in measure.settings
+            if (limit := getattr(settings.quality, key, 0)) > 0  # 0 keeps every spot
+        ]
         for name, measure in MEASURES.items()
     }
 

@@ -112,9 +112,10 @@ def _blanks(cohort: Cohort) -> list[Verdict]:
     for sections, unit in ((by_study, "study"), (by_cohort, "whole cohort")):
         if sections:
             why = "" if unit == "study" else " and no study"
+            splits = "it splits" if len(sections) == 1 else "they split"
             text = (
-                f"{_sections(len(sections), 'has', 'have')} no patient{why}: {'it splits' if len(sections) == 1 else 'they split'}"
-                f" by {unit}, so all of one {unit} stay on one side ({_names(sections)})."
+                f"{_sections(len(sections), 'has', 'have')} no patient{why}: {splits} by "
+                f"{unit}, so all of one {unit} stay on one side ({_names(sections)})."
             )
             found.append(Verdict(tone="act", text=text, where="table"))
     for name in ("licence", "species", "organ", "technology"):
