@@ -125,8 +125,8 @@ def _read_rejections(snapshot: Snapshot, cohort: Cohort) -> None:
                 places.setdefault(key, _Thinned()).add(row["x_px"], row["y_px"])
     for (ingest_id, rule), kept in places.items():
         by_ingest[ingest_id].refused_xy[rule] = kept.array()
-    for rule in rules.values():
-        rule.sections = sum(rule.rule in section.refused_spots for section in cohort.sections)
+    for counted in rules.values():
+        counted.sections = sum(counted.rule in section.refused_spots for section in cohort.sections)
     cohort.rules = sorted(rules.values(), key=lambda rule: -rule.spots)
     for name, found in limits.items():  # what was in force, where it differs from today's settings
         cohort.limits[name] = sorted(found)

@@ -78,7 +78,7 @@ def make_map(
     if table is not None:
         name, found = table
         vector_SD, section_S = _sampled_vectors(found, rows, settings)
-        of, notes = f"embeddings of {name}", []
+        of, notes = f"embeddings of {name}", _notes([])
     else:
         vector_SD, section_S, notes = _sampled_expression(snapshot, rows, settings)
         of = "expression"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as package_version
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from histolake.ingestion.report import charts, pictures
 from histolake.ingestion.report.advice import flag_words, next_step, rule_words
@@ -27,8 +29,19 @@ def render(cohort: Cohort, *, command: str) -> str:
     """The page as HTML. `command` is what writes it again."""
     side = pictures.picture_side(len(cohort.shown))
     drawings = {s.anchor: drawing for s in cohort.shown if (drawing := pictures.draw(s, side)) is not None}
-    filters = {"number": charts.number, "flag": flag_words, "rule": rule_words}
+    filters: dict[str, Callable[..., Any]] = {
+        "number": charts.number,
+        "flag": flag_words,
+        "rule": rule_words,
+        "code": _code,
+    }
     return fill("histolake.ingestion.report", "report.html.j2", _values(cohort, drawings, command), filters)
+
+
+def _code(words: str) -> Markup:
+    """A sentence with what stands between backquotes set as code."""
+    parts = [escape(part) for part in words.split("`")]
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else str(part) for i, part in enumerate(parts)))
 
 
 def _values(cohort: Cohort, drawings: dict[str, Drawing], command: str) -> dict[str, Any]:

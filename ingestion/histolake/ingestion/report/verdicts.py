@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from histolake.ingestion.report.advice import rule_words
+from histolake.ingestion.report.advice import flag_words, rule_words
 from histolake.ingestion.report.facts import Cohort, Section
 
 __all__ = ["Verdict", "verdicts"]
@@ -109,13 +109,13 @@ def _blanks(cohort: Cohort) -> list[Verdict]:
     no_patient = [s for s in published if s.said("patient") is None]
     by_study = [s for s in no_patient if s.said("study") is not None]
     by_cohort = [s for s in no_patient if s.said("study") is None]
-    for sections, unit in ((by_study, "study"), (by_cohort, "whole cohort")):
+    for sections, unit in ((by_study, "study"), (by_cohort, "cohort")):
         if sections:
             why = "" if unit == "study" else " and no study"
             splits = "it splits" if len(sections) == 1 else "they split"
             text = (
                 f"{_sections(len(sections), 'has', 'have')} no patient{why}: {splits} by "
-                f"{unit}, so all of one {unit} stay on one side ({_names(sections)})."
+                f"{unit}, all of one {unit} on one side ({_names(sections)})."
             )
             found.append(Verdict(tone="act", text=text, where="table"))
     for name in ("licence", "species", "organ", "technology"):
@@ -146,7 +146,9 @@ def _flags(cohort: Cohort) -> list[Verdict]:
         found.append(Verdict(tone="look", text=text, where="table"))
     other = Counter(flag for s in cohort.published for flag in s.flags if flag not in SINGLED)
     for flag, n in sorted(other.items()):
-        found.append(Verdict(tone="look", text=f"{_sections(n, 'is', 'are')} flagged “{flag}”.", where="table"))
+        found.append(
+            Verdict(tone="look", text=f"{_sections(n, 'is', 'are')} flagged: {flag_words(flag)}.", where="table")
+        )
     return found
 
 
