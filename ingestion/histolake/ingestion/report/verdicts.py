@@ -146,9 +146,8 @@ def _flags(cohort: Cohort) -> list[Verdict]:
         found.append(Verdict(tone="look", text=text, where="table"))
     other = Counter(flag for s in cohort.published for flag in s.flags if flag not in SINGLED)
     for flag, n in sorted(other.items()):
-        found.append(
-            Verdict(tone="look", text=f"{_sections(n, 'is', 'are')} flagged: {flag_words(flag)}.", where="table")
-        )
+        text = f"{_sections(n, 'is', 'are')} flagged: {flag_words(flag)}."
+        found.append(Verdict(tone="look", text=text, where="table"))
     return found
 
 
