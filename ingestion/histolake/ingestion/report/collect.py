@@ -47,6 +47,7 @@ def collect(
         quality={},
         lost={name: Distribution(measure) for name, measure in MEASURES.items()},
         limits=_limits_of(settings),
+        tolerance=settings.scale.tolerance,
         current_settings=_made_under(sections, settings),
     )
     _read_rejections(snapshot, cohort)

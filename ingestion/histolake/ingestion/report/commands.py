@@ -27,6 +27,10 @@ def report(
     cohort: Annotated[
         list[str] | None, typer.Option("--cohort", help="Only this cohort; may be repeated. Default: all of the lake.")
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="Only sections for which this holds, such as \"organ = 'breast'\"."),
+    ] = None,
     version: Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")] = None,
     to: Annotated[str, typer.Option("--to", help="Where to write the page; outside the lake.")] = "report.html",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Sections shown with a picture, at most.")] = 200,
@@ -51,7 +55,14 @@ def report(
 
     opened = open_lake(lake_uri)
     row = write_report(
-        opened, cohorts=cohort or [], version=version, to=to, limit=limit, map_pairs=map_pairs, embeddings=embeddings
+        opened,
+        cohorts=cohort or [],
+        where=where,
+        version=version,
+        to=to,
+        limit=limit,
+        map_pairs=map_pairs,
+        embeddings=embeddings,
     )
     if as_json:
         typer.echo(json.dumps([row], indent=1))
@@ -61,12 +72,13 @@ def report(
 def write_report(
     lake: Lake,
     *,
-    cohorts: Sequence[str],
-    version: int | None,
     to: str,
-    limit: int,
-    map_pairs: int,
-    embeddings: str | None,
+    cohorts: Sequence[str] = (),
+    where: str | None = None,
+    version: int | None = None,
+    limit: int = 200,
+    map_pairs: int = 4000,
+    embeddings: str | None = None,
 ) -> dict[str, Any]:
     """Collect, draw and write; returns what `--json` prints. Raises `UsageError`."""
     from histolake.ingestion.pipeline import ingest_settings
@@ -80,14 +92,15 @@ def write_report(
     if place.uri == lake.uri or place.uri.startswith(lake.uri.rstrip("/") + "/"):
         raise UsageError(f"The report {place} would lie in the lake and outlive what is forgotten; write it elsewhere.")
     snapshot = lake.at(version)
-    slides, chosen = _choose(snapshot, cohorts)
+    slides, chosen = _choose(snapshot, cohorts, where)
     with snapshot.reading("report"), _telling() as tell:
-        settings = ingest_settings(load_settings())
+        loaded = load_settings()
+        settings = ingest_settings(loaded)
         found = collect(snapshot, slides, chosen=chosen, limit=limit, settings=settings, tell=tell)
-        _add_likenesses(snapshot, found)
+        _add_likenesses(snapshot, found, loaded.section("duplicates").image_bits)
         _add_map(snapshot, found, map_pairs=map_pairs, embeddings=embeddings, tell=tell)
         tell("drawing", 0, 1)
-        page = render(found, command=_command(lake, cohorts, found.version, to)).encode()
+        page = render(found, command=_command(lake, cohorts, where, found.version, to)).encode()
         tell("drawing", 1, 1)
     place.write_bytes(page)
     return {
@@ -103,12 +116,13 @@ def write_report(
     }
 
 
-def _choose(snapshot: Snapshot, cohorts: Sequence[str]) -> tuple[pa.Table, str]:
+def _choose(snapshot: Snapshot, cohorts: Sequence[str], where: str | None) -> tuple[pa.Table, str]:
     """The slides that were asked for, refused ones too, and what they are called."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from histolake.platform.errors import UsageError
+    from histolake.platform.lake.where import select
 
     slides = snapshot.slides(include_refused=True)
     there = sorted({str(name) for name in slides["cohort"].to_pylist() if name is not None})
@@ -119,18 +133,24 @@ def _choose(snapshot: Snapshot, cohorts: Sequence[str]) -> tuple[pa.Table, str]:
         raise UsageError(
             f"There is no cohort {', '.join(unknown)} in version {snapshot.version}; there are {', '.join(there)}."
         )
+    chosen = f"the cohort {there[0]}" if len(there) == 1 else f"{len(there)} cohorts"
     if cohorts:
         slides = slides.filter(pc.is_in(slides["cohort"], pa.array(sorted(set(cohorts)))))
-        return slides, f"the {'cohort' if len(set(cohorts)) == 1 else 'cohorts'} {', '.join(sorted(set(cohorts)))}"
-    return slides, f"the cohort {there[0]}" if len(there) == 1 else f"{len(there)} cohorts"
+        chosen = f"the {'cohort' if len(set(cohorts)) == 1 else 'cohorts'} {', '.join(sorted(set(cohorts)))}"
+    if where is not None:
+        slides = select(slides, where)
+        chosen += f", where {where}"
+        if not slides.num_rows:
+            raise UsageError(f"No section of {chosen}; `histolake lake slides --all` lists what there is.")
+    return slides, chosen
 
 
-def _add_likenesses(snapshot: Snapshot, found: Any) -> None:
+def _add_likenesses(snapshot: Snapshot, found: Any, image_bits: int) -> None:
     from histolake.ingestion.report.collect import overview
-    from histolake.ingestion.report.similar import find_alike
+    from histolake.ingestion.report.similar import NEAR_BITS, find_alike
 
-    every = snapshot.slides().select(["slide_id", "ingest_id", "image_hash"])
-    found.alike = find_alike(found.sections, every)
+    every = snapshot.slides().select(["slide_id", "ingest_id", "image_hash", "profile_sketch"])
+    found.alike = find_alike(found.sections, every, max(NEAR_BITS, image_bits))
     ingest_of = dict(zip(every["slide_id"].to_pylist(), every["ingest_id"].to_pylist(), strict=True))
     pictured = {section.slide_id for section in found.sections if section.overview}
     for likeness in found.alike:
@@ -151,10 +171,11 @@ def _add_map(snapshot: Snapshot, found: Any, *, map_pairs: int, embeddings: str 
     found.map, found.why_no_map = make_map(snapshot, slide_ids, embeddings=embeddings, settings=settings, tell=tell)
 
 
-def _command(lake: Lake, cohorts: Sequence[str], version: int, to: str) -> str:
+def _command(lake: Lake, cohorts: Sequence[str], where: str | None, version: int, to: str) -> str:
     from shlex import quote
 
     named = "".join(f" --cohort {quote(name)}" for name in cohorts)
+    named += f" --where {quote(where)}" if where else ""
     return f"histolake lake report --lake {quote(lake.uri)}{named} --version {version} --to {quote(to)}"
 
 

@@ -22,7 +22,6 @@ __all__ = ["render"]
 
 SCALE_FIRST = 30  # rows of the scale audit before the rest is folded
 EXAMPLE_SECTIONS = 3  # pictures of a rule on spots
-SCALE_TOLERANCE = 0.05
 
 
 def render(cohort: Cohort, *, command: str) -> str:
@@ -200,8 +199,8 @@ def _scales(cohort: Cohort) -> dict[str, Any]:
     drawn = [row[1] for row in rows]
     return {
         "n": len(drawn),
-        "first": charts.scale_rows(drawn[:SCALE_FIRST], SCALE_TOLERANCE) if drawn else None,
-        "rest": charts.scale_rows(drawn[SCALE_FIRST:], SCALE_TOLERANCE) if len(drawn) > SCALE_FIRST else None,
+        "first": charts.scale_rows(drawn[:SCALE_FIRST], cohort.tolerance) if drawn else None,
+        "rest": charts.scale_rows(drawn[SCALE_FIRST:], cohort.tolerance) if len(drawn) > SCALE_FIRST else None,
         "n_rest": max(len(drawn) - SCALE_FIRST, 0),
         "origins": sorted({origin for row in drawn for origin, _ in row[2]}, key=list(charts.ORIGINS).index),
         "alone": sum(len(row[2]) == 1 for row in drawn),

@@ -70,17 +70,15 @@ def _refused(cohort: Cohort) -> list[Verdict]:
 
 def _scale(cohort: Cohort) -> list[Verdict]:
     apart = [s for s in cohort.refused if s.refusal and s.refusal.rule == "scale_agrees"]
-    trusted = [s for s in cohort.published if _spread(s) > 0.05]
+    trusted = [s for s in cohort.published if _spread(s) > cohort.tolerance]
     alone = [s for s in cohort.published if s.row.get("scales") is not None and len(s.row["scales"]) == 1]
     found = []
     if apart:
         text = f"{_sections(len(apart), 'states', 'state')} scales that disagree ({_names(apart)}): say which to trust."
         found.append(Verdict(tone="act", text=text, where="scale"))
     if trusted:
-        text = (
-            f"{_sections(len(trusted), 'has', 'have')} scales more than 5% apart and came in because one was named as "
-            f"the one to trust ({_names(trusted)})."
-        )
+        apart_words = f"{_sections(len(trusted), 'has', 'have')} scales more than {cohort.tolerance:.0%} apart"
+        text = f"{apart_words} and came in because one was named as the one to trust ({_names(trusted)})."
         found.append(Verdict(tone="look", text=text, where="scale"))
     if alone:
         text = f"The scale of {_sections(len(alone))} rests on one statement and could not be checked: {_names(alone)}."
