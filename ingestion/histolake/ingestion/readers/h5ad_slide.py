@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from histolake.ingestion.expression_unit import COUNTS, NORMALISED, unit_name
 from histolake.ingestion.genes import looks_like_ensembl
-from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, species_name, technology_name
+from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, technology_name
 from histolake.ingestion.readers.h5ad import H5ad, Library
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
@@ -159,7 +160,7 @@ def as_slide(
     ]
     told = [known.um_per_px, picture.tag_um_per_px, *(e.um_per_px for e in scales)]
     known = _with_spacing(known, spots, picture.factor, next((um for um in told if um), None))
-    counts, var, unit = _counts(file, known.expression_unit)
+    counts, var, unit = _counts(file, unit_name(known.expression_unit))
     symbols, ensembl_ids, kept_G = _genes(var, file.uri)
     if kept_G is not None:
         counts = counts[:, kept_G]
@@ -169,7 +170,7 @@ def as_slide(
     if np.isfinite(spots.array_N2[order]).all():
         order = order[np.lexsort((spots.barcodes[order], spots.array_N2[order, 0], spots.array_N2[order, 1]))]
     return Slide(
-        metadata=replace(known, expression_unit=unit, species=known.species or _species_of(ensembl_ids)),
+        metadata=replace(known, expression_unit=unit),
         barcodes=spots.barcodes[order],
         array_row=spots.array_N2[order, 1].astype(np.float32),
         array_col=spots.array_N2[order, 0].astype(np.float32),
@@ -261,11 +262,9 @@ def _ruled_out(uri: str, spots: Spots, i: int, xy: np.ndarray) -> Spot:
 
 
 def _with_array(known: SlideMetadata, spots: Spots) -> SlideMetadata:
-    """The metadata with the names of technology and species as they are here, and with what the array tells."""
+    """The metadata with the technology's name as it is here, and with what the array tells."""
     if known.technology is not None:
         known = replace(known, technology=technology_name(known.technology))
-    if known.species is not None:
-        known = replace(known, species=species_name(known.species))
     array = recognise(known.technology, spots.barcodes.tolist(), spots.lattice)
     if array is None:
         return known
@@ -315,18 +314,18 @@ def _counts(file: Observations, stated: str | None) -> tuple[Any, Any, str]:
     for matrix in file.matrices():
         last = matrix if matrix.name == "X" or last is None else last
         # A person's word that the unit is another says that no counts are meant.
-        if (stated is None or stated == "counts") and matrix.whole():
+        if stated in (None, COUNTS) and matrix.whole():
             counts = matrix.read()
             if (counts.data == np.rint(counts.data)).all():
-                return counts, matrix.var, "counts"
+                return counts, matrix.var, COUNTS
     if last is None:
         raise SourceError(
             f"{file.uri} holds no matrix (X).", rule="empty_section", figure=0.0, limit=1.0, file=file.uri
         )
     counts = last.read()
     totals = np.asarray(counts.sum(axis=1)).ravel()
-    unit = "TPM" if len(totals) and np.allclose(totals[totals > 0], TPM_TOTAL, rtol=0.01) else "normalised"
-    return counts, last.var, stated if stated not in (None, "counts") else unit
+    unit = "TPM" if len(totals) and np.allclose(totals[totals > 0], TPM_TOTAL, rtol=0.01) else NORMALISED
+    return counts, last.var, stated or unit
 
 
 def _genes(var: Any, uri: str) -> tuple[list[str], list[str | None] | None, np.ndarray | None]:
@@ -367,12 +366,3 @@ def _column(var: Any, names: Sequence[str]) -> list[str] | None:
 
 def _mostly_ensembl(names: Sequence[str]) -> bool:
     return sum(looks_like_ensembl(name) for name in names) > len(names) / 2
-
-
-def _species_of(ensembl_ids: Sequence[str | None] | None) -> str | None:
-    """Human or mouse, where the Ensembl ids say so."""
-    known = [e for e in ensembl_ids or () if e]
-    for prefix, species in (("ENSG", "human"), ("ENSMUSG", "mouse")):
-        if known and sum(e.startswith(prefix) for e in known) > 0.9 * len(known):
-            return species
-    return None

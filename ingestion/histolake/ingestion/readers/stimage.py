@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.readers import Listing, Source
-from histolake.ingestion.readers.arrays import ST, VISIUM, array_name, recognise, species_name, technology_name
+from histolake.ingestion.readers.arrays import ST, VISIUM, array_name, recognise, technology_name
 from histolake.ingestion.readers.beside import place_of, with_beside
 from histolake.ingestion.readers.count_table import read_count_table
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
@@ -102,11 +102,7 @@ class StimageReader:
                 file=missing,
             )
         known = with_beside(SlideMetadata(expression_unit="counts"), source).updated(dict(metadata))
-        known = replace(
-            known,
-            technology=technology_name(known.technology) if known.technology else None,
-            species=species_name(known.species) if known.species else None,
-        )
+        known = replace(known, technology=technology_name(known.technology) if known.technology else None)
         coords = _read_coords(source.files["coord"])
         table = read_count_table(source.files["counts"])
         _check_complete(source, len(table.barcodes))
