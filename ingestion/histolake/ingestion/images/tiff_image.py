@@ -17,7 +17,8 @@ import numpy as np
 from histolake.ingestion.images.files import ImageFile, damaged
 from histolake.ingestion.images.overview import fitted, shrunk
 from histolake.ingestion.images.pixel_size import from_aperio, from_ome, from_tags
-from histolake.ingestion.images.tiff_layout import Level, Picture, find_picture, is_tiff
+from histolake.ingestion.images.tiff_layout import Level, Picture, find_picture, is_tiff, stack_in
+from histolake.platform.errors import SourceError
 
 __all__ = ["TiffImage"]
 
@@ -35,6 +36,13 @@ class TiffImage:
 
         self._file = file
         self._tiff = tifffile.TiffFile(file.local)
+        if stack := stack_in(self._tiff):
+            self._tiff.close()
+            raise SourceError(
+                f"The image {file.uri} is a stack ({stack}); give a picture of the slide in colour, one plane of it.",
+                rule="image_readable",
+                file=file.uri,
+            )
         picture = find_picture(self._tiff)
         assert picture is not None, "`opens` said so"
         self._picture: Picture = picture
@@ -49,7 +57,7 @@ class TiffImage:
 
         # What tifffile cannot parse may still be a TIFF to the others; they say what is wrong with it.
         with suppress(tifffile.TiffFileError, ValueError), tifffile.TiffFile(file.local) as tiff:
-            return find_picture(tiff) is not None
+            return find_picture(tiff) is not None or stack_in(tiff) is not None
         return False
 
     @property
@@ -151,8 +159,9 @@ class _Segments:
         if length == 0:
             return None
         self._handle.seek(start)
+        packed = self._handle.read(length)
         try:
-            data, _, _ = page.decode(self._handle.read(length), index, jpegtables=page.jpegtables)
+            data, _, _ = page.decode(packed, index, jpegtables=page.jpegtables)
         # tifffile raises ValueError; the codecs' own errors are RuntimeErrors.
         except (ValueError, RuntimeError) as error:
             raise damaged(self._file, f"segment {index}: {error}") from error
