@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-from histolake.ingestion.niches import nearest_spots, niche_sums
+from histolake.ingestion.niches import Niches, nearest_spots, niche_sums
 
 
 def by_hand(xy: np.ndarray, k: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_sums_are_those_of_the_members() -> None:
     rng = np.random.default_rng(2)
     dense = rng.poisson(1.0, (40, 25)).astype(np.float32)
     niche = nearest_spots(rng.uniform(0, 100, (40, 2)), 3)
-    with_self = niche_sums(csr_array(dense), niche, include_self=True).toarray()
-    without = niche_sums(csr_array(dense), niche, include_self=False).toarray()
+    with_self = niche_sums(csr_array(dense), Niches.of_width(niche), include_self=True).toarray()
+    without = niche_sums(csr_array(dense), Niches.of_width(niche), include_self=False).toarray()
     np.testing.assert_array_equal(without, dense[niche].sum(axis=1))
     np.testing.assert_array_equal(with_self, without + dense)

@@ -22,6 +22,9 @@ from itertools import islice
 from typing import Any
 
 from histolake.ingestion.discover import Candidate
+from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides, with_look_alikes
+from histolake.ingestion.genes import table_digest
+from histolake.ingestion.housekeeping import housekeeping_symbols
 from histolake.ingestion.outcome import (
     Outcome,
     adopted,
@@ -40,7 +43,7 @@ from histolake.platform.settings import Settings
 
 __all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
 
-FORMAT = 1  # raise it when the same files under the same settings come out as other rows
+FORMAT = 2  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
 RUN_SPOTS = 1024  # spots a fragment holds at most
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
@@ -48,19 +51,31 @@ PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies i
 
 def ingest_settings(settings: Settings) -> IngestSettings:
     """The sections of the settings that decide what is written."""
-    parts = {name: settings.section(name) for name in ("quality", "scale", "patches", "sentences")}
-    return IngestSettings(**parts)
+    sections = ("quality", "scale", "patches", "sentences", "genes", "duplicates")
+    parts = {name: settings.section(name) for name in sections}
+    return IngestSettings(
+        **parts,
+        housekeeping=housekeeping_symbols(parts["sentences"].housekeeping),
+        gene_table=table_digest(parts["genes"]),
+    )
 
 
 def settings_digest(settings: IngestSettings) -> str:
-    """A hash of all settings that decide what is written, and of the format of the rows."""
+    """A hash of all settings that decide what is written, and of the format of the rows. Lists and tables that a
+    setting names count by what they hold, not by where they lie."""
     versions = {"format": FORMAT, "pairs": schema_version(PAIRS)}
+    settings = replace(
+        settings,
+        sentences=replace(settings.sentences, housekeeping=""),
+        genes=replace(settings.genes, table=""),
+    )
     return hashlib.sha256(json.dumps([versions, asdict(settings)], sort_keys=True).encode()).hexdigest()
 
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
     """What `ingest` would do, without writing anything. Ray must be running."""
     live = {} if lake is None else _live(lake)
+    known = _known(lake)
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
@@ -71,6 +86,7 @@ def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSet
             if isinstance(d, SourceError) or (c.slide_id, d, digest) not in live
         ]
         looks = in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
+        looks = _told_apart(fresh, looks, known, settings.duplicates)
         told = {c.slide_id: x for c, x in zip(fresh, looks, strict=True)}
         outcomes += [
             as_read(c, told[c.slide_id], "planned")
@@ -82,8 +98,36 @@ def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSet
 
 
 def _live(lake: Lake) -> dict[tuple[str, str, str], dict[str, Any]]:
-    rows = lake.at().slides(include_refused=True).to_pylist()
+    rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"]).to_pylist()
     return {(row["slide_id"], row["source_digest"], row["settings_digest"]): row for row in rows}
+
+
+def _known(lake: Lake | None) -> KnownSlides:
+    """The content of the live slides, read once a run."""
+    columns = ["slide_id", "profile_sketch", "image_hash"]
+    return KnownSlides(() if lake is None else lake.at().slides().select(columns).to_pylist())
+
+
+def _told_apart(
+    candidates: Sequence[Candidate],
+    looks: Sequence[Look | SourceError],
+    known: KnownSlides,
+    settings: DuplicateSettings,
+) -> list[Look | SourceError]:
+    """The looks with their look-alikes; a section whose content is known under another name becomes a refusal. Of two
+    in one wave the first by slide_id stays."""
+    told: dict[str, Look | SourceError] = {}
+    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
+        if not isinstance(found, SourceError):
+            try:
+                others = known.judge(candidate.slide_id, found.record, settings)
+            except SourceError as problem:
+                found = problem
+            else:
+                found = replace(found, record=with_look_alikes(found.record, others))
+                known.replace(candidate.slide_id, found.record)
+        told[candidate.slide_id] = found
+    return [told[candidate.slide_id] for candidate in candidates]
 
 
 def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -110,6 +154,7 @@ class _Run:
         self._attempts: dict[str, Attempt] = {}  # begun, not yet published
         self._staged: dict[str, Outcome] = {}  # staged, not yet published
         self._published_s = time.monotonic()
+        self._known = _known(lake)
 
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
@@ -156,6 +201,7 @@ class _Run:
         """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
         root = self._lake.root
         found = in_tasks(look, [(c, root, self._settings) for c in candidates], "reading", self._tell)
+        found = _told_apart(candidates, found, self._known, self._settings.duplicates)
         looks = []
         for candidate, told in zip(candidates, found, strict=True):
             if isinstance(told, SourceError):

@@ -13,22 +13,26 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from histolake.ingestion.discover import Candidate
-from histolake.ingestion.genes import as_lake_genes, resolve
+from histolake.ingestion.duplicates import DuplicateSettings, profile_sketch
+from histolake.ingestion.expression_unit import with_unit
+from histolake.ingestion.genes import GeneSettings, as_lake_genes, resolve, with_symbols
+from histolake.ingestion.housekeeping import left_out
 from histolake.ingestion.images import open_image
-from histolake.ingestion.niches import nearest_spots, niche_sums
+from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
-from histolake.ingestion.tiling import PatchSettings, Tiles, tile
+from histolake.ingestion.species import check_species
+from histolake.ingestion.tiling import PatchSettings, Tiles, measure, tile
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Fragment, Lake, PairsWriter
 from histolake.platform.schemas import PAIR_ID_BYTES
@@ -49,6 +53,10 @@ class IngestSettings:
     scale: ScaleSettings
     patches: PatchSettings
     sentences: SentenceSettings
+    genes: GeneSettings = field(default_factory=GeneSettings)
+    duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
+    housekeeping: tuple[str, ...] = ()  # the symbols that `sentences.housekeeping` stands for
+    gene_table: str = ""  # a hash of what `genes.table` holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,7 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) 
         ensembl = kept.ensembl_ids or [None] * len(kept.symbols)
         unknown = tuple((kept.symbols[g], ensembl[g]) for g in np.flatnonzero(genes.gene_ids_G < 0))
     return Look(
-        record=_record(candidate, read, settings),
+        record=_record(candidate, read, settings) | {"profile_sketch": profile_sketch(kept.counts, kept.symbols)},
         n_kept=len(kept),
         refused=tuple(refused),
         species=species,
@@ -124,9 +132,39 @@ def _prepare(candidate: Candidate, settings: IngestSettings) -> tuple[Slide, Sli
         slide, tag = _with_image(slide)
     check_section(slide)
     slide = settle(slide, tag, settings.scale)
+    slide = _with_meaning(slide, settings)
     slide = replace(slide, flags=quality_flags(slide, settings.quality))
-    kept, refused = judge_spots(slide, settings.quality)
+
+    def patches(spots: Slide) -> tuple[np.ndarray, np.ndarray]:
+        return _measured(candidate, spots, settings.patches)
+
+    kept, refused = judge_spots(slide, settings.quality, measure=patches, spot_genes=settings.duplicates.spot_genes)
     return slide, kept, refused
+
+
+def _with_meaning(slide: Slide, settings: IngestSettings) -> Slide:
+    """The slide with its species recognised, its unit named and its genes called by their symbols."""
+    species = check_species(
+        slide.metadata.species,
+        slide.symbols,
+        slide.ensembl_ids,
+        min_fit=settings.quality.min_species_fit,
+        file=slide.matrix_file,
+    )
+    slide = replace(slide, metadata=replace(slide.metadata, species=species))
+    return with_symbols(with_unit(slide), settings.genes)
+
+
+def _measured(candidate: Candidate, spots: Slide, patches: PatchSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue fraction and focus of the spots' patches."""
+    assert spots.image is not None and spots.metadata.um_per_px is not None
+    width_um, _ = _widths_um(spots, patches)
+    with _as_refusal(candidate):
+        image = open_image(spots.image)
+        try:
+            return measure(image, spots.xy_px, width_um=width_um, um_per_px=spots.metadata.um_per_px)
+        finally:
+            image.close()
 
 
 def _with_image(slide: Slide) -> tuple[Slide, float | None]:
@@ -215,10 +253,12 @@ class _OpenSlide:
         genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
         assert (genes.gene_ids_G >= 0).all(), "unknown genes are allocated before tiling"
         self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
-        self._niche_NK = nearest_spots(self._slide.xy_px, settings.patches.niche_k)
-        around = niche_sums(self._counts_NU, self._niche_NK, include_self=settings.patches.niche_include_self)
-        self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences)
-        self._niche_sentences = gene_sentences(around, symbols, settings.sentences)
+        assert self._slide.metadata.um_per_px is not None, "the scale is settled"
+        self._niches = find_niches(self._slide.xy_px, self._slide.metadata.um_per_px, settings.patches)
+        around = niche_sums(self._counts_NU, self._niches, include_self=settings.patches.niche_include_self)
+        common = left_out(settings.housekeeping, species)
+        self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences, common)
+        self._niche_sentences = gene_sentences(around, symbols, settings.sentences, common)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
         self._image: SlideImage | None = None if self._slide.image is None else open_image(self._slide.image)
 
@@ -236,7 +276,7 @@ class _OpenSlide:
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]
         offsets = pa.array(counts.indptr, pa.int32())
-        niche_ids = [[self._pair_ids[k] for k in row] for row in self._niche_NK[run]]
+        niche_ids = [[self._pair_ids[k] for k in self._niches.of(i)] for i in range(start, stop)]
         f32 = pa.float32()
         table = pa.table(
             {
