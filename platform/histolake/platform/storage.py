@@ -203,6 +203,20 @@ class Location:
             part.write(data)
         Path(part.name).replace(target)
 
+    def upload(self, source: Path) -> None:
+        """Copy a file of this machine to here, block by block; in a store it appears at once or not at all."""
+        filesystem, path = self.filesystem()
+        with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a path on this machine, block by block."""
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_stream(path, compression=None) as stream, target.open("wb") as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
         if not self.is_remote:

@@ -34,7 +34,7 @@ class TiffImage:
     def __init__(self, file: ImageFile) -> None:
         import tifffile
 
-        self._file = file
+        self.file = file
         self._tiff = tifffile.TiffFile(file.local)
         if stack := stack_in(self._tiff):
             self._tiff.close()
@@ -74,9 +74,9 @@ class TiffImage:
     def um_per_px(self) -> float | None:
         """Micrometres a pixel, by OME's XML, by Aperio's description, or by the resolution tags."""
         if self._tiff.is_ome:
-            return from_ome(self._file, self._tiff.ome_metadata, self.size_px)
+            return from_ome(self.file, self._tiff.ome_metadata, self.size_px)
         page = self._picture.levels[0].pages[0]
-        return from_aperio(page.description) if page.is_svs else from_tags(self._file, page)
+        return from_aperio(page.description) if page.is_svs else from_tags(self.file, page)
 
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
