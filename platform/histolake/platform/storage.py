@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -218,6 +219,18 @@ class Location:
         with filesystem.open_input_stream(path, compression=None) as stream, target.open("wb") as out:
             while block := stream.read(COPY_BYTES):
                 out.write(block)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Path]:
+        """A path on this machine with the content: the file itself, or a copy of a remote one that goes with the
+        block. What was opened inside may be read on after it."""
+        if not self.is_remote:
+            yield Path(self.uri)
+            return
+        with tempfile.TemporaryDirectory(prefix="histolake-") as folder:
+            copy = Path(folder) / self.name
+            self.download(copy)
+            yield copy
 
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""

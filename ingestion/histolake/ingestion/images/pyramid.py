@@ -18,29 +18,20 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from histolake.ingestion.images.files import damaged
 from histolake.ingestion.images.opening import open_image
 from histolake.ingestion.images.plain import PlainImage
+from histolake.ingestion.images.settings import ImageSettings
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.slide import SlideImage
 
-__all__ = ["ImageSettings", "make_pyramid", "wants_pyramid"]
+__all__ = ["make_pyramid", "wants_pyramid"]
 
 TILE_PX = 256
 BAND_PX = 256  # rows that are read at once where libvips cannot read the source
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """What the lake keeps of slide images. None of it changes a row of the pairs."""
-
-    pyramid_above_mpx: float = 100.0  # megapixels; a larger image that cannot be read in parts becomes a tiled pyramid
-    overview_px: int = 1024  # pixels, longest side of a section's overview
-    overview_quality: int = 85  # 1 to 100, of the overview's JPEG
 
 
 def wants_pyramid(image: SlideImage, settings: ImageSettings) -> bool:
