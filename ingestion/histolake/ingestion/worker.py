@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,19 +115,21 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, 
 
     With an `ingest_id` the overview of its image is written to the lake, also of one that is refused if it opens.
     """
-    keeps = lake is not None and ingest_id is not None
+    keep = None
+    if lake is not None and ingest_id is not None:
+        keep = partial(keep_overview, lake=lake, ingest_id=ingest_id, settings=settings.images)
     try:
         slide, tag = _read(candidate)
     except SourceError:
-        for uri in _images_of(candidate) if keeps else ():
-            with suppress(SourceError):  # the section is refused already, and this image is not to be seen
-                keep_overview(uri, lake, ingest_id, settings.images)
+        for uri in _images_of(candidate) if keep else ():
+            with suppress(SourceError, *_DATA_ERRORS):  # the section is refused already; this image cannot be seen
+                keep(uri)
                 break
         raise
     hashed, wants_pyramid = None, False
-    if keeps and slide.image is not None:
+    if keep is not None and slide.image is not None:
         with _as_refusal(candidate):
-            hashed, wants_pyramid = keep_overview(slide.image, lake, ingest_id, settings.images)
+            hashed, wants_pyramid = keep(slide.image)
     read, kept, refused = _judge(candidate, slide, tag, settings)
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()

@@ -5,9 +5,9 @@ a small part of the slide, empty glass makes all slides alike, so such a picture
 by the mean and spread of colour over the picture, which hardly move when the image is encoded again; a threshold on
 colour moved the box of real sections enough to change half of the hash. Sections that fill their picture are not cut.
 
-Measured on ten images (HER2ST, mouse olfactory bulb, DLPFC, two slides): copies encoded again (JPEG quality 95 to 20) or
-resized to 0.7, 0.5 and 0.25 differ by 0 to 4 bits of 64; adjacent sections of one block by 14 to 38, others by 18 and
-more. So it tells copies from neighbours. It does not see through a rotation or a flip.
+Measured on ten images (HER2ST, mouse olfactory bulb, DLPFC, two slides): copies encoded again (JPEG quality 95 to 20)
+or resized to 0.7, 0.5 and 0.25 differ by 0 to 4 bits of 64; adjacent sections of one block by 14 to 38, others by 18
+and more. So it tells copies from neighbours. It does not see through a rotation or a flip.
 """
 
 from __future__ import annotations
