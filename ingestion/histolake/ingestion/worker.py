@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -121,10 +121,8 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, 
     try:
         slide, tag = _read(candidate)
     except SourceError:
-        for uri in _images_of(candidate) if keep else ():
-            with suppress(SourceError, *_DATA_ERRORS):  # the section is refused already; this image cannot be seen
-                keep(uri)
-                break
+        if keep is not None:
+            _keep_any(_images_of(candidate), keep)
         raise
     hashed, wants_pyramid = None, False
     if keep is not None and slide.image is not None:
@@ -152,6 +150,14 @@ def add_pyramid(candidate: Candidate, image: str, lake: Location, ingest_id: str
     """Turn a section's image into the pyramid that its patches are cut from. Raises `SourceError`."""
     with _as_refusal(candidate):
         keep_pyramid(image, lake, ingest_id)
+
+
+def _keep_any(images: list[str], keep: Callable[[str], object]) -> None:
+    """Keep the first of some images that can be seen. Their section is refused already, for another reason."""
+    for uri in images:
+        with suppress(SourceError, *_DATA_ERRORS):
+            keep(uri)
+            return
 
 
 def _images_of(candidate: Candidate) -> list[str]:
