@@ -31,6 +31,7 @@ from histolake.ingestion.images.settings import ImageSettings
 from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.recorded import given
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
@@ -41,7 +42,18 @@ from histolake.platform.lake import Fragment, Lake, PairsWriter
 from histolake.platform.schemas import PAIR_ID_BYTES
 from histolake.platform.storage import Location
 
-__all__ = ["IngestSettings", "Look", "SlideWorker", "Work", "Written", "look", "pair_ids", "source_digest"]
+__all__ = [
+    "IngestSettings",
+    "Look",
+    "SlideWorker",
+    "Work",
+    "Written",
+    "look",
+    "look_and_keep",
+    "pair_ids",
+    "source_digest",
+    "widths_um",
+]
 
 DEFAULT_SPECIES = "human"
 # What libraries raise on damaged or missing files.
@@ -115,6 +127,13 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, 
 
     With an `ingest_id` the overview of its image is written to the lake, also of one that is refused if it opens.
     """
+    return look_and_keep(candidate, lake, settings, ingest_id)[0]
+
+
+def look_and_keep(
+    candidate: Candidate, lake: Location | None, settings: IngestSettings, ingest_id: str | None = None
+) -> tuple[Look, Slide]:
+    """The same, with the slide of the spots that are kept."""
     keep = None
     if lake is not None and ingest_id is not None:
         keep = partial(keep_overview, lake=lake, ingest_id=ingest_id, settings=settings.images)
@@ -136,7 +155,7 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, 
         ensembl = kept.ensembl_ids or [None] * len(kept.symbols)
         unknown = tuple((kept.symbols[g], ensembl[g]) for g in np.flatnonzero(genes.gene_ids_G < 0))
     content = {"profile_sketch": profile_sketch(kept.counts, kept.symbols), "image_hash": hashed}
-    return Look(
+    told = Look(
         record=_record(candidate, read, settings) | content,
         n_kept=len(kept),
         refused=tuple(refused),
@@ -144,6 +163,7 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, 
         unknown_genes=unknown,
         wants_pyramid=wants_pyramid,
     )
+    return told, kept
 
 
 def add_pyramid(candidate: Candidate, image: str, lake: Location, ingest_id: str) -> None:
@@ -208,7 +228,7 @@ def _with_meaning(slide: Slide, settings: IngestSettings) -> Slide:
 def _measured(candidate: Candidate, spots: Slide, patches: PatchSettings) -> tuple[np.ndarray, np.ndarray]:
     """Tissue fraction and focus of the spots' patches."""
     assert spots.image is not None and spots.metadata.um_per_px is not None
-    width_um, _ = _widths_um(spots, patches)
+    width_um, _ = widths_um(spots, patches)
     with _as_refusal(candidate):
         image = open_image(spots.image)
         try:
@@ -242,20 +262,22 @@ def _as_refusal(candidate: Candidate) -> Iterator[None]:
 
 def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dict[str, Any]:
     assert candidate.source is not None
-    spot_um, niche_um = _widths_um(slide, settings.patches)
+    spot_um, niche_um = widths_um(slide, settings.patches)
     return {
         **slide.provenance(),
         "cohort": candidate.cohort,
         "section": candidate.section,
         "source": candidate.uri,
         "reader": candidate.source.reader,
+        "given": given(candidate.metadata),
         "spot_um": spot_um,
         "niche_um": niche_um,
         "n_spots": slide.n_read,
     }
 
 
-def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+def widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+    """The physical widths of the spot patch and of the niche patch, micrometres."""
     diameter, pitch = slide.metadata.spot_diameter_um, slide.metadata.pitch_um
     assert diameter is not None, "a reader gives the spots' diameter"
     assert pitch is not None, "a reader gives the pitch"
@@ -326,7 +348,7 @@ class _OpenSlide:
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
-        spot_um, niche_um = _widths_um(slide, self._patches)
+        spot_um, niche_um = widths_um(slide, self._patches)
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]
         offsets = pa.array(counts.indptr, pa.int32())

@@ -15,6 +15,7 @@ from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.images.tiff_layout import is_tiff, missing_bytes
+from histolake.ingestion.images.zarr_image import ZarrImage
 from histolake.ingestion.slide import SlideImage
 
 __all__ = ["BACKENDS", "Backend", "ImageFile", "open_image"]
@@ -30,7 +31,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (TiffImage, OpenSlideImage, BmpImage, PlainImage)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, BmpImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:
