@@ -1,9 +1,10 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
 1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
-2. The others are read and judged in tasks. Refused ones are recorded, genes that the lake lacks get their numbers in
-   one commit.
-3. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
+2. The others are read and judged in tasks, which also write the overviews of their images. Refused ones are recorded,
+   genes that the lake lacks get their numbers in one commit.
+3. Large images that cannot be read in parts are turned into tiled pyramids in tasks, once each.
+4. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
    `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again
    is never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
    published together every few seconds.
@@ -36,7 +37,7 @@ from histolake.ingestion.outcome import (
     rejections_of_spots,
     unchanged,
 )
-from histolake.ingestion.worker import IngestSettings, Look, Work, Written, look, source_digest
+from histolake.ingestion.worker import IngestSettings, Look, Work, Written, add_pyramid, look, source_digest
 from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
@@ -53,7 +54,7 @@ PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies i
 
 def ingest_settings(settings: Settings) -> IngestSettings:
     """The sections of the settings that decide what is written."""
-    sections = ("quality", "scale", "patches", "sentences", "genes", "duplicates")
+    sections = ("quality", "scale", "patches", "sentences", "genes", "duplicates", "images")
     parts = {name: settings.section(name) for name in sections}
     return IngestSettings(
         **parts,
@@ -71,7 +72,8 @@ def settings_digest(settings: IngestSettings) -> str:
         sentences=replace(settings.sentences, housekeeping=""),
         genes=replace(settings.genes, table=""),
     )
-    return hashlib.sha256(json.dumps([versions, asdict(settings)], sort_keys=True).encode()).hexdigest()
+    deciding = {name: value for name, value in asdict(settings).items() if name != "images"}
+    return hashlib.sha256(json.dumps([versions, deciding], sort_keys=True).encode()).hexdigest()
 
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -171,7 +173,7 @@ class _Run:
         try:
             fresh = self._begin(candidates)
             looks = self._look(fresh)
-            self._tile(looks)
+            self._tile(self._add_pyramids(looks))
         finally:
             # What is whole is published even if something else broke.
             self._publish()
@@ -213,7 +215,8 @@ class _Run:
     def _look(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Look]]:
         """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
         root = self._lake.root
-        found = in_tasks(look, [(c, root, self._settings) for c in candidates], "reading", self._tell)
+        calls = [(c, root, self._settings, self._attempts[c.slide_id].ingest_id) for c in candidates]
+        found = in_tasks(look, calls, "reading", self._tell)
         found = _told_apart(candidates, found, self._known, self._settings.duplicates)
         looks = []
         for candidate, told in zip(candidates, found, strict=True):
@@ -228,15 +231,20 @@ class _Run:
                 self._lake.resolve_genes(symbols, ensembl_ids, species=species, allocate=True)
         return looks
 
+    def _add_pyramids(self, looks: Sequence[tuple[Candidate, Look]]) -> list[tuple[Candidate, Look]]:
+        """Turn large plain images into pyramids, once each; the looks of which that went well."""
+        root, large = self._lake.root, [(c, x) for c, x in looks if x.wants_pyramid]
+        calls = [(c, x.record["image"], root, self._attempts[c.slide_id].ingest_id) for c, x in large]
+        problems = {}
+        for (candidate, _), told in zip(large, in_tasks(add_pyramid, calls, "pyramids", self._tell), strict=True):
+            if isinstance(told, SourceError):
+                problems[candidate.slide_id] = told
+                self._refuse(candidate, told)
+        return [(candidate, told) for candidate, told in looks if candidate.slide_id not in problems]
+
     def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
         """Write the fragments, and stage each section when its last one is in."""
-        works = [
-            Work(
-                candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept)
-            )
-            for c, x in looks
-            for start in range(0, x.n_kept, RUN_SPOTS)
-        ]
+        works = [work for candidate, told in looks for work in self._works(candidate, told)]
         self._published_s = time.monotonic()
         waiting = {c.slide_id: _Waiting(c, x, -(-x.n_kept // RUN_SPOTS)) for c, x in looks}
         total = sum(work.stop - work.start for work in works)
@@ -252,6 +260,13 @@ class _Run:
                     self._publish()
         if total:
             self._tell("tiling spots", total, total)
+
+    def _works(self, candidate: Candidate, told: Look) -> Iterator[Work]:
+        attempt = self._attempts[candidate.slide_id]
+        pyramid = self._lake.images.pyramid(attempt.ingest_id) if told.wants_pyramid else None
+        for start in range(0, told.n_kept, RUN_SPOTS):
+            stop = min(start + RUN_SPOTS, told.n_kept)
+            yield Work(candidate=candidate, writer=attempt.pairs, start=start, stop=stop, pyramid=pyramid)
 
     def _stage(self, section: _Waiting) -> None:
         candidate, told = section.candidate, section.look

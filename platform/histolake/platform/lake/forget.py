@@ -39,7 +39,8 @@ class Receipt:
     rejections: int
     catalog_rows: int
     exports: list[str]
-    bytes: int
+    images: int  # overviews and pyramids
+    bytes: int  # of pairs, exports and images
     models: list[str]
     version_before: int
     version_after: int
@@ -105,13 +106,14 @@ def forget(
     for owner, ids in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - _named_fragments(everything))).items():
         if owner in ingest_ids:
             fragments.setdefault(owner, []).extend(ids)
+    images, freed_images = _drop_images(lake, ingest_ids)
     # The catalogue goes last, so that a repeat after a crash still finds what to forget.
     lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
     rejections = lake.catalog.delete("rejections", sorted(ingest_ids))
     catalog_rows = lake.catalog.delete("slides", sorted(ingest_ids))
     for lease in dead:
         lease.remove(lake.root)
-    freed += _clean(lake)
+    freed += freed_images + _clean(lake)
     return Receipt(
         lake=lake.uri,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,6 +124,7 @@ def forget(
         rejections=rejections,
         catalog_rows=catalog_rows,
         exports=exports,
+        images=images,
         bytes=freed,
         models=models or [],
         version_before=before,
@@ -146,6 +149,18 @@ def _clean(lake: Lake) -> int:
     for name in ("slides", "rejections"):
         lake.catalog.clean(name, cutoff_s)
     return lake.pairs.clean(cutoff_s)
+
+
+def _drop_images(lake: Lake, ingest_ids: set[str]) -> tuple[int, int]:
+    """Remove the images of these ingests, and of attempts that nothing names: they may be of the same slides. Images
+    are listed before leases and catalogue are read, so that what belongs to a writer is known to."""
+    files = lake.images.files()
+    held = {lease.lease_id for lease in read_leases(lake.root)}
+    named = set(lake.catalog.slides(["ingest_id"])["ingest_id"].to_pylist())
+    gone = [
+        file for owner, found in files.items() if owner in ingest_ids or owner not in held | named for file in found
+    ]
+    return len(gone), lake.images.drop(gone)
 
 
 def _drop_exports(lake: Lake, ingest_ids: set[str]) -> tuple[list[str], int]:
