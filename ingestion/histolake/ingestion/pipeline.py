@@ -23,6 +23,7 @@ from typing import Any
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides, with_look_alikes
+from histolake.ingestion.estimate import survey
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
 from histolake.ingestion.outcome import (
@@ -30,18 +31,19 @@ from histolake.ingestion.outcome import (
     adopted,
     as_read,
     bare_record,
+    left,
     rejections_of_slide,
     rejections_of_spots,
     unchanged,
 )
 from histolake.ingestion.worker import IngestSettings, Look, Work, Written, look, source_digest
-from histolake.ingestion.workforce import Progress, in_tasks, through_actors
+from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
-__all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
+__all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
 FORMAT = 2  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
@@ -73,27 +75,30 @@ def settings_digest(settings: IngestSettings) -> str:
 
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
-    """What `ingest` would do, without writing anything. Ray must be running."""
+    """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
     live = {} if lake is None else _live(lake)
     known = _known(lake)
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
         digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
-        fresh = [
-            c
-            for c, d in zip(wave, digests, strict=True)
-            if isinstance(d, SourceError) or (c.slide_id, d, digest) not in live
-        ]
-        looks = in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
-        looks = _told_apart(fresh, looks, known, settings.duplicates)
-        told = {c.slide_id: x for c, x in zip(fresh, looks, strict=True)}
-        outcomes += [
-            as_read(c, told[c.slide_id], "planned")
-            if c.slide_id in told or lake is None
-            else unchanged(c, live[c.slide_id, d, digest], lake)
-            for c, d in zip(wave, digests, strict=True)
-        ]
+        found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
+        for c, d in zip(wave, digests, strict=True):
+            row = None if isinstance(d, SourceError) else live.get((c.slide_id, d, digest))
+            if row is not None and lake is not None and c.slide_id not in found:
+                found[c.slide_id] = unchanged(c, row, lake)
+        fresh = [c for c in wave if c.slide_id not in found]
+        surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
+        looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
+        costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
+        for c, told in zip(fresh, _told_apart(fresh, looks, known, settings.duplicates), strict=True):
+            found[c.slide_id] = as_read(c, told, "planned")
+            if not isinstance(told, SourceError):
+                cost = costs[c.slide_id]
+                found[c.slide_id] = replace(
+                    found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
+                )
+        outcomes += [found[c.slide_id] for c in wave]
     return outcomes
 
 
@@ -143,6 +148,11 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
     return [run.outcomes[slide_id] for slide_id in order]
 
 
+def workers_for(outcomes: Iterable[Outcome]) -> int:
+    """How many workers would share the planned work. Ray must be running."""
+    return pool_size(sum(-(-outcome.spots_kept // RUN_SPOTS) for outcome in outcomes if outcome.status == "planned"))
+
+
 class _Run:
     """One ingest under way."""
 
@@ -176,6 +186,9 @@ class _Run:
         live = _live(self._lake)
         fresh = []
         for candidate, digest in zip(candidates, digests, strict=True):
+            if (other := left(candidate, digest)) is not None:
+                self.outcomes[candidate.slide_id] = other
+                continue
             # A source that cannot even be hashed is refused under a digest of its problem.
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
             key = (candidate.slide_id, found, under)
@@ -263,8 +276,8 @@ class _Run:
             return
         version = self._lake.publish([self._attempts[slide_id] for slide_id in self._staged])
         for slide_id, outcome in self._staged.items():
-            self.outcomes[slide_id] = replace(outcome, lake_version=version)
-            del self._attempts[slide_id]
+            corrected = self._attempts.pop(slide_id).corrected
+            self.outcomes[slide_id] = replace(outcome, lake_version=version, corrected=corrected)
         self._staged.clear()
 
 

@@ -42,10 +42,20 @@ RULES = {
         "the same slide is in the lake already",
         "Compare the two side by side below; keep one, and correct the metadata if they are different after all.",
     ),
-    "species_symbols": ("the genes do not fit the species", "Correct `species` in the metadata, and ingest again."),
+    "species_fits": ("the genes do not fit the species", "Correct `species` in the metadata, and ingest again."),
+    "one_species": (
+        "several species are mixed",
+        "Name the species to keep in the metadata, and ingest again.",
+    ),
+    "image_fits": (
+        "the image is of another size than the positions",
+        "Give the image that the positions were measured on, or name it (`image`) in the metadata.",
+    ),
+    "format_known": ("the file is of a kind that cannot be read", "Write the file again with a current program."),
+    "name_taken": ("two sections have one name", "Name one of them in its section.json, or use two cohorts."),
     "min_genes": (
         "too few expressed genes",
-        "Usually the edge of the tissue. Where it is many spots, look for a fold, a shallow library or the wrong image.",
+        "Usually the edge of the tissue. Where it is many spots, look for a shallow library or the wrong image.",
     ),
     "min_counts": ("too few counts", "Usually the edge of the tissue or a shallow library."),
     "spot_in_image": ("the spot lies outside the image", "A few are normal at a cut edge; many mean the wrong image."),
