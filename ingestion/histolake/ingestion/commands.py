@@ -24,29 +24,59 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout
 
 
 def sample(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A public cohort to fetch; --list shows what there is.")
+    ] = None,
     from_dir: Annotated[
         str | None,
         typer.Option("--from", help="A folder of real sections; without it HISTOLAKE_SAMPLE_DIR, else simulated ones."),
     ] = None,
-    to: Annotated[str, typer.Option("--to", help="Where to write the cohort file (and simulated sections).")] = (
-        "histolake-sample"
-    ),
+    to: Annotated[
+        str, typer.Option("--to", help="Where to write the cohort file (and fetched or simulated sections).")
+    ] = "histolake-sample",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated cohort.")] = 0,
+    list_public: Annotated[
+        bool, typer.Option("--list", help="List the public cohorts that can be fetched, and end.")
+    ] = False,
+    blocks: Annotated[
+        int, typer.Option("--blocks", min=1, max=9, help="Cut each fetched section into as many, with gaps between.")
+    ] = 1,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Without a folder: the smallest public cohort, if the network has it."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Choose a cohort to try histolake on: real sections that you name, or a simulated cohort whose truth is known.
+    """Choose a cohort to try histolake on: sections that you name, a public cohort, or simulated ones.
 
     Writes cohort.json and metadata.csv, which `histolake ingest` takes; your own files are neither copied nor changed.
+    A public cohort (10x Genomics' Visium sections, CC BY 4.0) is fetched, verified and, where it broke off, taken up
+    again; NAME is a section or a cohort of several. A mirror of the same files is named in public.base_url.
 
     Example: histolake sample --to my-sample && histolake ingest my-sample/cohort.json --lake my-lake --cohort demo
+
+    Example: histolake sample --list
+
+    Example: histolake sample breast-cancer-block-a --to breast && histolake ingest breast/cohort.json --lake my-lake
+    --cohort breast
     """
-    from histolake.ingestion.sample import choose
+    from histolake.ingestion.public.catalogue import load_catalogue
+    from histolake.ingestion.public.showing import FileBars, list_cohorts
+    from histolake.ingestion.sample import Public, choose
     from histolake.platform.settings import load_settings
 
     console = _console()
     settings = load_settings()
-    with _progress(console) as tell:
-        chosen = choose(from_dir or settings.sample_dir, to, seed=seed, tell=tell)
+    if list_public:
+        list_cohorts(console, load_catalogue(settings.section("public").catalogue), as_json=as_json)
+        return
+    if name and from_dir:
+        raise UsageError(f"Both the public cohort {name!r} and --from {from_dir} are named; name one.")
+    with FileBars(console) as bars, _progress(console) as tell:
+        asked = Public(settings=settings.section("public"), name=name, blocks=blocks, tell=bars.tell, say=bars.say)
+        chosen = choose(
+            from_dir or settings.sample_dir, to, seed=seed, tell=tell, public=asked if name or public else None
+        )
     console.print(f"[bold]{chosen.name}[/] ({chosen.data}): {chosen.why}", highlight=False)
     for line in chosen.left_aside:
         console.print(f"left aside: {line}", highlight=False)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histolake.platform.cli import PartsGroup
+
 if TYPE_CHECKING:
     from histolake.platform.lake import Lake
 
@@ -19,10 +21,15 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout
 LakeOption = Annotated[
     str | None, typer.Option("--lake", help="URI of the lake: /path, file:// or s3://.", envvar="HISTOLAKE_LAKE")
 ]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", help="Only rows for which this is true: organ = 'breast' and um_per_px < 1", metavar="SQL"),
+]
 VersionOption = Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")]
 
 lake = typer.Typer(
     name="lake",
+    cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -77,15 +84,21 @@ def settings(as_json: JsonFlag = False) -> None:
 def slides(
     lake_uri: LakeOption = None,
     version: VersionOption = None,
+    where: WhereOption = None,
     every: Annotated[bool, typer.Option("--all", help="Every row of every version, refused and retired too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List the published slides of a lake version: what each is, where it came from, how many pairs it has.
 
-    Example: `histolake lake slides --lake /data/lake --json`
+    --where compares the columns that --json shows as in SQL: `licence_id in ('CC-BY-4.0', 'CC0-1.0')` (licence under
+    one name), `array_has(flags, 'low_resolution')`, `patient is null`. A comparison with an empty value is not true.
+
+    Example: `histolake lake slides --lake /data/lake --where "organ = 'breast' and um_per_px < 1"`
     """
+    from histolake.platform.lake.where import select
+
     opened = open_lake(lake_uri)
-    table = opened.catalog.slides() if every else opened.at(version).slides()
+    table = select(opened.catalog.slides(), where) if every else opened.at(version).slides(where=where)
     rows = [_flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
     columns = ["slide_id", "status", "n_pairs", "n_rejections", "patient", "technology", "um_per_px", "flags"]
     columns = [*columns, "published_in", "retired_in"] if every else [*columns, "published_in"]
@@ -93,13 +106,20 @@ def slides(
 
 
 @lake.command("rejections")
-def rejections(lake_uri: LakeOption = None, version: VersionOption = None, as_json: JsonFlag = False) -> None:
+def rejections(
+    lake_uri: LakeOption = None,
+    version: VersionOption = None,
+    where: WhereOption = None,
+    as_json: JsonFlag = False,
+) -> None:
     """List the slides and spots that were refused: by which rule, with which figure, against which limit.
 
-    Example: `histolake lake rejections --lake /data/lake`
+    --where may compare the columns of a rejection and those of its slide.
+
+    Example: `histolake lake rejections --lake /data/lake --where "rule = 'min_genes' and organ = 'breast'"`
     """
     opened = open_lake(lake_uri)
-    rows = opened.at(version).rejections().to_pylist()
+    rows = opened.at(version).rejections(where).to_pylist()
     columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
     show(rows, columns, as_json=as_json, empty="Nothing was refused.")
 
@@ -240,6 +260,7 @@ def export(
     slide: Annotated[
         list[str] | None, typer.Option("--slide", help="Only this slide; may be repeated. Default: all.")
     ] = None,
+    where: WhereOption = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Pairs in a shard.")] = 1000,
     as_json: JsonFlag = False,
 ) -> None:
@@ -247,7 +268,7 @@ def export(
 
     open_clip and other loaders read them as they are. The same export made again is kept.
 
-    Example: `histolake export pretrain --lake /data/lake --to /data/shards/pretrain`
+    Example: `histolake export pretrain --lake /data/lake --to /data/shards/pretrain --where "organ = 'breast'"`
     """
     from histolake.platform.export import ExportSpec
     from histolake.platform.export import export as write
@@ -255,8 +276,13 @@ def export(
 
     opened = open_lake(lake_uri)
     place = Location.parse(to) if to else opened.root.join("exports", name)
-    spec = ExportSpec(name=name, image=image, slide_ids=tuple(slide) if slide else None, rows_per_shard=rows_per_shard)
-    manifest = write(opened.at(version), spec, place)
+    snapshot = opened.at(version)
+    chosen = tuple(slide) if slide else None
+    if where is not None:
+        found = snapshot.slides(where=where)["slide_id"].to_pylist()
+        chosen = tuple(slide_id for slide_id in found if chosen is None or slide_id in chosen)
+    spec = ExportSpec(name=name, image=image, slide_ids=chosen, rows_per_shard=rows_per_shard)
+    manifest = write(snapshot, spec, place)
     rows = [{**shard, "uri": place.join(shard["name"]).uri} for shard in manifest.shards]
     show(rows, ["name", "rows", "bytes", "sha256"], as_json=as_json, empty="There was no pair to export.")
     done = "was there already" if manifest.reused else "written"

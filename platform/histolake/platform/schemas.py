@@ -86,11 +86,13 @@ PROVENANCE: list[pa.Field] = [
     pa.field("image_hash", pa.string()),  # perceptual hash of the picture, hexadecimal
     pa.field("profile_sketch", pa.list_(pa.int64())),  # the smallest hashes of the spots' profiles
     pa.field("look_alikes", pa.list_(pa.string())),  # slide_ids of slides whose content is likely the same
+    # what the curator's metadata table said at the ingest
+    pa.field("given", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("value", pa.string())]))),
 ]
 
 SLIDES = _schema(
     "slides",
-    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch and look_alikes, which read as null there
+    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected: null there
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt
@@ -106,6 +108,8 @@ SLIDES = _schema(
         pa.field("when", pa.timestamp("us", tz="UTC")),
         pa.field("software", pa.string()),
         *PROVENANCE,
+        # columns that were corrected, and what the source says of them
+        pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
     ],
 )
 

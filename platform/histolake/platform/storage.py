@@ -187,14 +187,14 @@ class Location:
     def read_bytes(self) -> bytes:
         """The whole file."""
         filesystem, path = self.filesystem()
-        with filesystem.open_input_stream(path) as stream:
+        with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, making its folder; on disk the new content appears at once or not at all."""
         filesystem, path = self.filesystem()
         if self.is_remote:
-            with filesystem.open_output_stream(path) as stream:
+            with filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
             return
         target = Path(path)
@@ -286,7 +286,7 @@ class Location:
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             with (
-                filesystem.open_input_stream(path) as stream,
+                filesystem.open_input_stream(path, compression=None) as stream,
                 tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part,
             ):
                 while block := stream.read(COPY_BYTES):

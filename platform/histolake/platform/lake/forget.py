@@ -59,14 +59,20 @@ def ingests_of(lake: Lake, *, slide_id: str | None = None, patient: tuple[str, s
     if slide_id is not None:
         found, asked = rows.filter(pc.equal(rows["slide_id"], slide_id)), f"slide {slide_id}"
     elif patient is not None:
-        study, name = patient
-        same = pc.and_(pc.equal(rows["study"], study), pc.equal(rows["patient"], name))
-        found, asked = rows.filter(pc.fill_null(same, False)), f"patient {study}/{name}"
+        # Before or after a correction: a row also remembers what its source said.
+        mine = [patient in _names(row) for row in rows.select(["study", "patient", "corrected"]).to_pylist()]
+        found, asked = rows.filter(pa.array(mine, pa.bool_())), f"patient {'/'.join(patient)}"
     else:
         raise UsageError("Say what to forget: a slide or a patient.")
     if found.num_rows == 0:
         raise SlideNotFoundError(f"{lake.uri} has no {asked} in any version; `histolake lake slides --all` lists all.")
     return found
+
+
+def _names(row: dict[str, Any]) -> set[tuple[str | None, str | None]]:
+    """(study, patient) of a row as it is, and as its source says."""
+    said = row | {entry["column"]: entry["said"] for entry in row["corrected"] or []}
+    return {(row["study"], row["patient"]), (said["study"], said["patient"])}
 
 
 def forget(

@@ -1,0 +1,5 @@
+class SpatialDataReader:
+    name = "spatialdata"
+    looks_for = ""
+    def find(self, folder):
+        return ()
