@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.genes import looks_like_ensembl
-from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, species_name, technology_name
+from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, technology_name
 from histolake.ingestion.readers.h5ad import H5ad, Library, Matrix
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
+from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
 
 __all__ = ["Picture", "Spots", "as_slide", "read_spots", "the_library", "with_array"]

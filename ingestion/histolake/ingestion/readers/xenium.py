@@ -31,11 +31,11 @@ import numpy as np
 
 from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.alignment import Affine, read_matrix_csv
-from histolake.ingestion.readers.arrays import species_name
 from histolake.ingestion.readers.beside import place_of, read_beside, with_beside
 from histolake.ingestion.readers.cells import Cells, as_slide, choose_spots, locate
 from histolake.ingestion.readers.matrices import Matrix, read_matrix
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
+from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
 from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
