@@ -198,15 +198,19 @@ class _Bars:
 
 
 def _table(console: Console, outcomes: list[Outcome]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("section", "read", "kept", "refused", "why", "status", box=None, pad_edge=False)
     for o in outcomes:
-        why = o.reason or ", ".join(f"{rule}: {n}" for rule, n in o.refused_by_rule.items())
+        why = o.rule or ", ".join(f"{rule}: {n}" for rule, n in o.refused_by_rule.items())
         flags = f" ({', '.join(o.flags)})" if o.flags else ""
         numbers = ("", "", "") if o.status == "refused" else (o.spots_read, o.spots_kept, o.spots_refused)
         table.add_row(o.section, *map(str, numbers), why, o.status + flags)
     console.print(table)
+    for o in outcomes:
+        if o.reason:
+            console.print(f"[bold]{o.section}[/] {o.rule}: {escape(o.reason)}", highlight=False, soft_wrap=True)
 
 
 def _last_line(outcomes: list[Outcome]) -> str:

@@ -233,11 +233,11 @@ def _path_below(uri: str, root: Location) -> str:
 
 def _unknown(location: Location) -> SourceError:
     files, folders = location.contents() if location.is_dir() else ([location], [])
-    known = "; ".join(f"{name} ({r.looks_for})" for name, r in readers().items())
     images = [file.name for file in files if file.suffix in IMAGES]
     what = f"There are images ({', '.join(images[:3])}) but no counts for them" if images else "No reader knows what is"
     return SourceError(
-        f"{what} in {location}. Readers there are: {known}.",
+        f"{what} in {location}. If it is a section, it needs the files of one of the formats {', '.join(readers())} "
+        "(docs/readers.md tells which); if it is none, nothing is to be done.",
         rule="unknown_format",
         figure=float(len(files) + len(folders)),
         file=location.uri,

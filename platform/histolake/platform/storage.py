@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from histolake.platform.cache import cache_folder, trim, use
 from histolake.platform.errors import LocationError
 
 __all__ = ["Entry", "Location", "StoreSettings"]
@@ -36,6 +37,7 @@ class StoreSettings:
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
     session_token: SecretStr | None = None
+    cache_gb: float = 50.0  # GB of copies of remote files that this machine keeps
 
     def resolved(self) -> dict[str, str]:
         """Endpoint, region and keys as plain text, each from the settings or else from the standard variable."""
@@ -274,17 +276,16 @@ class Location:
     def local_path(self) -> Path:
         """A file on this machine with the content: the file itself, or a copy in the cache of a remote one.
 
-        The copy is named by URI, size and time of change, so that a changed remote file is fetched again.
+        The copy is named by URI, size and time of change, so that a changed remote file is fetched again. Copies that
+        were not used for long go when the cache is full (`cache.py`).
         """
         if not self.is_remote:
             return Path(self.uri)
         filesystem, path = self.filesystem()
         info = filesystem.get_file_info(path)
         key = hashlib.sha256(f"{self.uri}\0{info.size}\0{info.mtime_ns}".encode()).hexdigest()[:24]
-        root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        cached = root / "histolake" / "files" / f"{key}-{self.name}"
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
+        cached = cache_folder("files") / f"{key}-{self.name}"
+        if not use(cached):
             with (
                 filesystem.open_input_stream(path, compression=None) as stream,
                 tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part,
@@ -292,6 +293,7 @@ class Location:
                 while block := stream.read(COPY_BYTES):
                     part.write(block)
             Path(part.name).replace(cached)
+            trim(self.store.cache_gb)
         return cached
 
     def __str__(self) -> str:

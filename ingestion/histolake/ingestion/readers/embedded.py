@@ -9,12 +9,14 @@ tissue: what forgets a section calls `drop_copy` with the image's URI.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from histolake.platform.cache import cache_folder, trim, use
+from histolake.platform.storage import Location
 
 __all__ = ["copies_folder", "drop_copy", "write_copy"]
 
@@ -23,7 +25,7 @@ BLOCK_BYTES = 16 << 20
 
 def copies_folder() -> Path:
     """Where the copies of this machine lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "histolake" / "embedded"
+    return cache_folder("embedded")
 
 
 def drop_copy(uri: str) -> bool:
@@ -46,7 +48,6 @@ def write_copy(pixels: Any) -> Path:
     white = _white(pixels, rows)
     content = hashlib.sha256(f"{width} {height} {bands}\0".encode())
     folder = copies_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as work:
         raw = Path(work) / "pixels"
         with raw.open("wb") as stream:
@@ -55,12 +56,13 @@ def write_copy(pixels: Any) -> Path:
                 content.update(block)
                 stream.write(block)
         target = folder / f"{content.hexdigest()[:24]}.tif"
-        if not target.exists():
+        if not use(target):
             made = Path(work) / "image.tif"
             image = pyvips.Image.rawload(str(raw), width, height, bands)
             image = image.copy(interpretation="srgb" if bands >= 3 else "b-w")
             image.tiffsave(str(made), tile=True, compression="deflate", predictor="horizontal")
             made.replace(target)
+    trim(Location.parse(target).store.cache_gb)
     return target
 
 
