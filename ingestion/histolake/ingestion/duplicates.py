@@ -30,7 +30,6 @@ import numpy as np
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 
 __all__ = [
-    "LOOK_ALIKE",
     "DuplicateSettings",
     "KnownSlides",
     "Verdict",
@@ -42,7 +41,6 @@ __all__ = [
 PROFILE_GENES = 20  # symbols in a spot's profile hash
 SKETCH = 64  # hashes in a section's sketch
 FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
-LOOK_ALIKE = "look_alike"
 _ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
 
 

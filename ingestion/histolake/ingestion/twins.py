@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from histolake.ingestion.discover import Candidate
-from histolake.ingestion.duplicates import LOOK_ALIKE, DuplicateSettings, KnownSlides
+from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides
 from histolake.ingestion.worker import Look
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Lake
+from histolake.platform.schemas import LOOK_ALIKE
 
 __all__ = ["Live", "Twin", "known_slides", "tell_apart", "twin_digest"]
 
