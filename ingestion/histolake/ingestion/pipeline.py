@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 from histolake.ingestion.discover import Candidate
+from histolake.ingestion.estimate import survey
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
 from histolake.ingestion.outcome import (
@@ -28,19 +29,20 @@ from histolake.ingestion.outcome import (
     adopted,
     as_read,
     bare_record,
+    left,
     rejections_of_slide,
     rejections_of_spots,
     unchanged,
 )
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
 from histolake.ingestion.worker import IngestSettings, Look, Work, Written, look, source_digest
-from histolake.ingestion.workforce import Progress, in_tasks, through_actors
+from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
-__all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
+__all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
 FORMAT = 2  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
@@ -72,28 +74,30 @@ def settings_digest(settings: IngestSettings) -> str:
 
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
-    """What `ingest` would do, without writing anything. Ray must be running."""
+    """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
     live = Live(()) if lake is None else Live.of(lake)
     known = known_slides(lake)
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
         digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
-        fresh = [
-            c
-            for c, d in zip(wave, digests, strict=True)
-            if isinstance(d, SourceError) or live.row(c.slide_id, d, digest) is None
-        ]
-        looks = in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
-        looks = tell_apart(fresh, looks, known, settings.duplicates)
-        told = {c.slide_id: x.problem if isinstance(x, Twin) else x for c, x in zip(fresh, looks, strict=True)}
+        found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
         for c, d in zip(wave, digests, strict=True):
-            if c.slide_id in told:
-                outcomes.append(as_read(c, told[c.slide_id], "planned"))
-            else:
-                row = live.row(c.slide_id, d, digest)
-                assert lake is not None and row is not None
-                outcomes.append(unchanged(c, row, lake))
+            row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
+            if row is not None and lake is not None and c.slide_id not in found:
+                found[c.slide_id] = unchanged(c, row, lake)
+        fresh = [c for c in wave if c.slide_id not in found]
+        surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
+        looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
+        costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
+        for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
+            found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
+            if isinstance(told, Look):
+                cost = costs[c.slide_id]
+                found[c.slide_id] = replace(
+                    found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
+                )
+        outcomes += [found[c.slide_id] for c in wave]
     return outcomes
 
 
@@ -108,6 +112,11 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
         order += [candidate.slide_id for candidate in wave]
         run.wave(wave)
     return [run.outcomes[slide_id] for slide_id in order]
+
+
+def workers_for(outcomes: Iterable[Outcome]) -> int:
+    """How many workers would share the planned work. Ray must be running."""
+    return pool_size(sum(-(-outcome.spots_kept // RUN_SPOTS) for outcome in outcomes if outcome.status == "planned"))
 
 
 class _Run:
@@ -145,6 +154,9 @@ class _Run:
         self._ingest_ids |= live.published
         fresh = []
         for candidate, digest in zip(candidates, digests, strict=True):
+            if (other := left(candidate, digest)) is not None:
+                self.outcomes[candidate.slide_id] = other
+                continue
             # A source that cannot even be hashed is refused under a digest of its problem.
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
             row = live.row(candidate.slide_id, found, under)
@@ -254,8 +266,8 @@ class _Run:
             return
         version = self._lake.publish([self._attempts[slide_id] for slide_id in self._staged])
         for slide_id, outcome in self._staged.items():
-            self.outcomes[slide_id] = replace(outcome, lake_version=version)
-            del self._attempts[slide_id]
+            corrected = self._attempts.pop(slide_id).corrected
+            self.outcomes[slide_id] = replace(outcome, lake_version=version, corrected=corrected)
         self._staged.clear()
 
 

@@ -28,6 +28,7 @@ from histolake.ingestion.images import open_image
 from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.recorded import given
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
@@ -38,7 +39,18 @@ from histolake.platform.lake import Fragment, Lake, PairsWriter
 from histolake.platform.schemas import PAIR_ID_BYTES
 from histolake.platform.storage import Location
 
-__all__ = ["IngestSettings", "Look", "SlideWorker", "Work", "Written", "look", "pair_ids", "source_digest"]
+__all__ = [
+    "IngestSettings",
+    "Look",
+    "SlideWorker",
+    "Work",
+    "Written",
+    "look",
+    "look_and_keep",
+    "pair_ids",
+    "source_digest",
+    "widths_um",
+]
 
 DEFAULT_SPECIES = "human"
 # What libraries raise on damaged or missing files.
@@ -106,6 +118,11 @@ def source_digest(candidate: Candidate) -> str:
 
 def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) -> Look:
     """Read a section and judge it. Raises `SourceError` where it is refused."""
+    return look_and_keep(candidate, lake, settings)[0]
+
+
+def look_and_keep(candidate: Candidate, lake: Location | None, settings: IngestSettings) -> tuple[Look, Slide]:
+    """The same, with the slide of the spots that are kept."""
     read, kept, refused = _prepare(candidate, settings)
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()
@@ -113,13 +130,14 @@ def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) 
         genes = resolve(Lake.open(lake), kept.symbols, kept.ensembl_ids, species=species, allocate=False)
         ensembl = kept.ensembl_ids or [None] * len(kept.symbols)
         unknown = tuple((kept.symbols[g], ensembl[g]) for g in np.flatnonzero(genes.gene_ids_G < 0))
-    return Look(
+    told = Look(
         record=_record(candidate, read, settings) | {"profile_sketch": profile_sketch(kept.counts, kept.symbols)},
         n_kept=len(kept),
         refused=tuple(refused),
         species=species,
         unknown_genes=unknown,
     )
+    return told, kept
 
 
 def _prepare(candidate: Candidate, settings: IngestSettings) -> tuple[Slide, Slide, list[Spot]]:
@@ -158,7 +176,7 @@ def _with_meaning(slide: Slide, settings: IngestSettings) -> Slide:
 def _measured(candidate: Candidate, spots: Slide, patches: PatchSettings) -> tuple[np.ndarray, np.ndarray]:
     """Tissue fraction and focus of the spots' patches."""
     assert spots.image is not None and spots.metadata.um_per_px is not None
-    width_um, _ = _widths_um(spots, patches)
+    width_um, _ = widths_um(spots, patches)
     with _as_refusal(candidate):
         image = open_image(spots.image)
         try:
@@ -192,20 +210,22 @@ def _as_refusal(candidate: Candidate) -> Iterator[None]:
 
 def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dict[str, Any]:
     assert candidate.source is not None
-    spot_um, niche_um = _widths_um(slide, settings.patches)
+    spot_um, niche_um = widths_um(slide, settings.patches)
     return {
         **slide.provenance(),
         "cohort": candidate.cohort,
         "section": candidate.section,
         "source": candidate.uri,
         "reader": candidate.source.reader,
+        "given": given(candidate.metadata),
         "spot_um": spot_um,
         "niche_um": niche_um,
         "n_spots": slide.n_read,
     }
 
 
-def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+def widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+    """The physical widths of the spot patch and of the niche patch, micrometres."""
     diameter, pitch = slide.metadata.spot_diameter_um, slide.metadata.pitch_um
     assert diameter is not None, "a reader gives the spots' diameter"
     assert pitch is not None, "a reader gives the pitch"
@@ -272,7 +292,7 @@ class _OpenSlide:
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
-        spot_um, niche_um = _widths_um(slide, self._patches)
+        spot_um, niche_um = widths_um(slide, self._patches)
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]
         offsets = pa.array(counts.indptr, pa.int32())

@@ -163,6 +163,15 @@ class Location:
             aws_session_token=known["session_token"] or None,
         )
 
+    def zarr_store(self) -> Any:
+        """A store for zarr to read groups and arrays from."""
+        from zarr.storage import FsspecStore, LocalStore
+
+        if not self.is_remote:
+            return LocalStore(self.uri, read_only=True)
+        filesystem, path = self.filesystem()
+        return FsspecStore(_asynchronous(filesystem), read_only=True, path=path)
+
     # -- files ----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -306,6 +315,19 @@ def _default_store() -> StoreSettings:
     store = load_settings().section("store")
     assert isinstance(store, StoreSettings)
     return store
+
+
+def _asynchronous(filesystem: Any) -> Any:
+    """A file system of Arrow's as the asynchronous one of fsspec's that zarr wants: one client for all of a store."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    class Wrapped(ArrowFSWrapper):
+        @property
+        def fsid(self) -> str:  # fsspec's own takes it from a host that only HDFS has
+            return f"arrow_{filesystem.type_name}"
+
+    return AsyncFileSystemWrapper(Wrapped(filesystem))
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.images.tiff_layout import is_tiff, missing_bytes
+from histolake.ingestion.images.zarr_image import ZarrImage
 from histolake.ingestion.slide import SlideImage
 
 __all__ = ["BACKENDS", "Backend", "ImageFile", "open_image"]
@@ -29,7 +30,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (TiffImage, OpenSlideImage, PlainImage)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:

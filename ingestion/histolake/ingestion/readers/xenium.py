@@ -220,7 +220,7 @@ def _to_image(image: str | None, options: Mapping[str, Any], source: Source) -> 
     if file is None:
         raise SourceError(
             f"The H&E image {image} comes without its alignment to the morphology image: put the matrix that Xenium "
-            f'Explorer exports beside it as {_stem(Location.parse(image).name) or "NAME"}{ALIGNMENT}, or say alignment '
+            f"Explorer exports beside it as {_stem(Location.parse(image).name) or 'NAME'}{ALIGNMENT}, or say alignment "
             'in section.json (a path; "identity" where its pixels are those of the morphology image).',
             rule="image_alignment",
             figure=0.0,
