@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from histolake.ingestion.discover import find_sections, read_metadata
+from histolake.ingestion.discover import find_sections
 from histolake.platform.errors import UsageError
 
 
@@ -45,16 +45,16 @@ def test_what_no_reader_knows_is_a_candidate_that_is_refused(tmp_path: Path, mak
         "group/one": "unknown_format",
     }
     refused = next(c for c in find_sections([str(tmp_path)], "c") if c.section == "visium")
-    assert "legacy-st (counts.tsv" in str(refused.problem)
+    assert "formats space-ranger" in str(refused.problem)
     assert refused.problem is not None
     assert refused.problem.file == str(tmp_path / "visium")
 
 
 def test_a_source_that_is_no_section(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
-    (tmp_path / "a.h5ad").write_text("x")
+    (tmp_path / "a.docx").write_text("x")
     assert names(tmp_path / "void") == {"void": "unknown_format"}
-    assert names(tmp_path / "a.h5ad") == {"a.h5ad": "unknown_format"}
+    assert names(tmp_path / "a.docx") == {"a.docx": "unknown_format"}
     with pytest.raises(UsageError, match="nothing at"):
         find_sections([str(tmp_path / "gone")], "c")
 
@@ -93,18 +93,49 @@ def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable
         find_sections([str(cohort)], "c")
 
 
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("patient\nP\n", "no column 'section'"),
-        ("section,pateint\ns,P\n", "pateint"),
-        ("section,patient\ns,P\ns,Q\n", "line 3"),
-        ("section,um_per_px\ns,fine\n", "um_per_px"),
-        ("section,um_per_px\ns,-1\n", "above 0"),
-        ("section,simulated\ns,perhaps\n", "true or false"),
-    ],
-)
-def test_a_table_with_a_mistake(tmp_path: Path, table: str, said: str) -> None:
-    (tmp_path / "m.csv").write_text(table)
-    with pytest.raises(UsageError, match=said):
-        read_metadata(str(tmp_path / "m.csv"))
+def test_files_that_are_sections_beside_folders_that_are(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "a/legacy")
+    for place in ("a/one.h5ad", "a/legacy/twin.h5ad", "top.h5ad"):
+        (tmp_path / place).write_bytes(b"read later")
+    found = {c.section: c for c in find_sections([str(tmp_path)], "c")}
+    assert list(found) == ["top", "a/one", "a/legacy", "a/legacy/twin"]
+    assert {c.source and c.source.reader for c in found.values()} == {"anndata", "legacy-st"}
+    assert found["a/one"].uri == str(tmp_path / "a/one.h5ad")
+    assert names(tmp_path / "a/one.h5ad") == {"one": None}
+    # A place that the curator names is one section: that of the layout, not the file beside it.
+    listed = {"sections": [{"section": "S", "path": "a/legacy"}]}
+    (tmp_path / "cohort.json").write_text(json.dumps(listed))
+    (named,) = find_sections([str(tmp_path / "cohort.json")], "c")
+    assert (named.section, named.source and named.source.reader) == ("S", "legacy-st")
+
+
+def test_the_folder_outs_is_no_name(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "S1/outs")
+    (tmp_path / "S1/_log").write_text("of the program that wrote outs")
+    assert names(tmp_path) == {"S1": None}
+    assert names(tmp_path / "S1") == {"S1": None}
+    assert names(tmp_path / "S1/outs") == {"S1": None}
+
+
+def test_links_in_a_circle_end(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "s")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/up").symlink_to(tmp_path)
+    (tmp_path / "more/again").symlink_to(tmp_path / "s")
+    assert names(tmp_path) == {"more/again": None, "s": None}
+
+
+def test_a_store_of_arrays_is_not_searched(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "arrays.zarr/0/s")
+    (tmp_path / "arrays.zarr/.zgroup").write_text('{"zarr_format": 2}')
+    assert names(tmp_path) == {"arrays.zarr": "unknown_format"}
+
+
+def test_candidates_come_as_they_are_found(tmp_path: Path, make_section: Callable[..., Path]) -> None:
+    make_section(tmp_path / "a")
+    make_section(tmp_path / "b")
+    found = find_sections([str(tmp_path)], "c")
+    assert next(found).section == "a"
+    (tmp_path / "b/counts.tsv.gz").unlink()
+    (tmp_path / "b/spots.tsv").unlink()
+    assert [(c.section, c.problem and c.problem.rule) for c in found] == [("b", "unknown_format")]

@@ -18,6 +18,7 @@ from histolake.ingestion import pipeline
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.outcome import Outcome
 from histolake.ingestion.readers import Listing, reader
+from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
@@ -77,7 +78,8 @@ def cohort(
     set_cell(bad["nan"] / "counts.tsv.gz", 5, 5, "NaN")
     rewrite(bad["empty"] / "counts.tsv.gz", lambda lines: lines[:1])
     rewrite(bad["few"] / "counts.tsv.gz", lambda lines: lines[:31])
-    (bad["no_image"] / "image.png").unlink()
+    (bad["no_positions"] / "spots.tsv").unlink()
+    (make_section(folder / "without_image", seed=4) / "image.png").unlink()
     set_cell(bad["words"] / "spots.tsv", 5, 5, "far right")
     rewrite(bad["twice"] / "counts.tsv.gz", lambda lines: [*lines, lines[1]])
     shutil.rmtree(bad["unknown"])
@@ -95,7 +97,7 @@ BAD = {
     "nan": ("counts_valid", "counts.tsv.gz"),
     "empty": ("empty_section", "counts.tsv.gz"),
     "few": ("min_spots", "counts.tsv.gz"),
-    "no_image": ("missing_file", "image.jpg"),
+    "no_positions": ("missing_file", "spots.tsv"),
     "words": ("positions_valid", "spots.tsv"),
     "twice": ("duplicate_barcodes", "counts.tsv.gz"),
     "unknown": ("unknown_format", ""),
@@ -120,14 +122,17 @@ def test_bad_input_is_a_row_of_the_rejections(cohort: Cohort, name: str) -> None
 
 def test_the_others_are_published(cohort: Cohort) -> None:
     slides = {row["section"]: row for row in Lake.open(cohort.lake).at().slides().to_pylist()}
-    assert sorted(slides) == ["good", "good_but_poor_spots"]
+    assert sorted(slides) == ["good", "good_but_poor_spots", "without_image"]
     good, poor = slides["good"], slides["good_but_poor_spots"]
     assert (good["n_pairs"], good["n_spots"], good["n_rejections"]) == (72, 72, 0)
     assert (poor["n_pairs"], poor["n_spots"], poor["n_rejections"]) == (70, 72, 2)
     assert (good["patient"], good["simulated"], poor["patient"], poor["simulated"]) == ("P1", True, None, False)
     assert good["um_per_px"] == pytest.approx(5.0, rel=0.01)
     assert (good["spot_um"], good["niche_um"], good["reader"]) == (100.0, 500.0, "legacy-st")
+    assert (good["scale_from"], [s["origin"] for s in good["scales"]]) == ("pitch", ["pitch"])
     assert good["flags"] == ["low_resolution"]
+    assert (slides["without_image"]["flags"], slides["without_image"]["image"]) == (["image: none"], None)
+    assert (slides["without_image"]["n_pairs"], slides["without_image"]["scale_from"]) == (72, "pitch")
     # The niches of the first row and of the outer columns reach over the image's edge; no spot does.
     assert cohort.outcomes["good"].padded_patches == 9 + 7 + 7
 
@@ -140,9 +145,8 @@ def test_a_poor_spot_is_told_with_its_place(cohort: Cohort) -> None:
 
 def test_rows_say_what_the_files_say(cohort: Cohort) -> None:
     folder = Location.parse(cohort.folder / "good")
-    source = reader("legacy-st").find(Listing(location=folder, files=tuple(place.name for place in folder.list())))
-    assert source is not None
-    slide = reader("legacy-st").read(source, {})
+    (source,) = reader("legacy-st").find(Listing(folder))
+    slide = settle(reader("legacy-st").read(source, {}), None, ScaleSettings())
     lake = Lake.open(cohort.lake)
     columns = ["pair_id", "barcode", "x_px", "y_um", "sentence", "gene_ids", "counts", "niche", "n_counts", "n_genes"]
     rows = [
@@ -181,6 +185,7 @@ def test_again_nothing_happens(cohort: Cohort) -> None:
     assert {name: o.status for name, o in again.items() if name not in BAD} == {
         "good": "unchanged",
         "good_but_poor_spots": "unchanged",
+        "without_image": "unchanged",
     }
     assert {name: o.rule for name, o in again.items() if name in BAD} == {name: rule for name, (rule, _) in BAD.items()}
 
@@ -197,7 +202,7 @@ def test_a_plan_writes_nothing(cohort: Cohort, tmp_path: Path, make_section: Cal
     assert (outcomes["good"].status, outcomes["nan"].rule) == ("unchanged", "counts_valid")
     assert lake.version == before
     without = pipeline.plan(found, None, rules, silent)
-    assert [o.status for o in without] == ["planned", "refused", "planned"]
+    assert [o.status for o in without] == ["planned", "planned", "refused"]
 
 
 def test_a_refused_source_retires_nothing_and_a_mended_one_replaces(

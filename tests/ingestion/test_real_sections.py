@@ -10,6 +10,7 @@ import pytest
 from histolake.ingestion.images import open_image
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import Listing, reader
+from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.tiling import PatchSettings, tile
 from histolake.platform.storage import Location
 
@@ -27,9 +28,8 @@ KNOWN = {
 def test_scale_spots_and_tissue(real_sections: Path, section: str) -> None:
     um_per_px, spots, flags = KNOWN[section]
     folder = Location.parse(real_sections / "her2st" / section)
-    source = reader("legacy-st").find(Listing(location=folder, files=tuple(place.name for place in folder.list())))
-    assert source is not None
-    slide = reader("legacy-st").read(source, {})
+    (source,) = reader("legacy-st").find(Listing(folder))
+    slide = settle(reader("legacy-st").read(source, {}), None, ScaleSettings())
     check_section(slide)
     kept, refused = judge_spots(slide, QualitySettings())
     assert slide.metadata.um_per_px == pytest.approx(um_per_px, rel=0.005)

@@ -78,7 +78,7 @@ def test_from_sample_to_lake(tmp_path: Path, make_section: Callable[..., Path]) 
     assert sample.returncode == 0, sample.stderr
     assert [row["section"] for row in json.loads(sample.stdout)] == list(HER2ST)
     assert "her2st (real)" in sample.stderr
-    (data / "her2st/C4/image.png").unlink()
+    (data / "her2st/C4/spots.tsv").unlink()
     words = ["ingest", str(tmp_path / "to/cohort.json"), "--lake", str(tmp_path / "lake"), "--cohort", "her2st"]
     plan = histolake(*words, "--plan", "--json")
     assert plan.returncode == 3, plan.stderr

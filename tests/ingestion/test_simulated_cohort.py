@@ -14,6 +14,7 @@ from PIL import Image
 from histolake.ingestion.images import open_image
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import Listing, reader
+from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.simulate import simulate_section
 from histolake.ingestion.simulate.anatomy import DOMAINS, Warp, make_anatomy, make_warp
@@ -34,9 +35,8 @@ def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def read(folder: Path) -> Slide:
-    source = reader("legacy-st").find(Listing(location=Location.parse(folder), files=tuple(FILES)))
-    assert source is not None
-    return reader("legacy-st").read(source, {})
+    (source,) = reader("legacy-st").find(Listing(Location.parse(folder)))
+    return settle(reader("legacy-st").read(source, {}), None, ScaleSettings())
 
 
 def test_a_seed_is_a_cohort(sections: dict[int, Path], tmp_path: Path) -> None:

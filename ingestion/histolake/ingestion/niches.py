@@ -1,17 +1,56 @@
-"""Niches: each spot with its nearest other spots (ST-Align, equations 1 and 2).
+"""Niches: each spot with its nearest other spots (ST-Align, equations 1 and 2), or with all within a radius.
+
+A niche is a run of a ragged list: `indices[indptr[i]:indptr[i + 1]]` are the other spots of spot i, nearest first.
+By number (`niche_k`) every spot has as many others whatever the array's pitch; by radius a niche is the same piece of
+tissue on every platform, and a spot that stands alone has none.
 
 Axes: N spots, K neighbours, G genes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["nearest_spots", "niche_sums"]
+from histolake.ingestion.tiling import PatchSettings
+from histolake.platform.errors import SourceError
+
+__all__ = ["Niches", "find_niches", "nearest_spots", "niche_sums", "spots_within"]
 
 EQUAL_PX = 1e-6  # distances that differ by less than this (in pixels) are equal, and the earlier spot is the nearer
+MOST_SPOTS = 1000  # in one niche
+MOST_PAIRS = 20_000_000  # in all niches of a slide together, about 1 GB while they are found
+
+
+@dataclass(frozen=True, eq=False)
+class Niches:
+    """The niche of every spot, ragged."""
+
+    indptr: np.ndarray  # (N + 1,) int64
+    indices: np.ndarray  # int64, other spots, nearest first within a niche
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def of(self, i: int) -> np.ndarray:
+        """The other spots of spot `i`, nearest first."""
+        return self.indices[self.indptr[i] : self.indptr[i + 1]]
+
+    @classmethod
+    def of_width(cls, niche_NK: np.ndarray) -> Niches:
+        """Niches that all have K spots."""
+        n, k = niche_NK.shape
+        return cls(np.arange(n + 1, dtype=np.int64) * k, niche_NK.ravel().astype(np.int64))
+
+
+def find_niches(xy_px_N2: np.ndarray, um_per_px: float, settings: PatchSettings) -> Niches:
+    """The niches that the settings ask for."""
+    if settings.niche_by == "radius":
+        assert settings.niche_radius_um is not None, "the settings were checked"
+        return spots_within(xy_px_N2, settings.niche_radius_um / um_per_px)
+    return Niches.of_width(nearest_spots(xy_px_N2, settings.niche_k))
 
 
 def nearest_spots(xy_px_N2: np.ndarray, k: int) -> np.ndarray:
@@ -40,16 +79,50 @@ def nearest_spots(xy_px_N2: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(index_NR, order_NR, axis=-1)[:, :k].astype(np.int64)
 
 
-def niche_sums(counts_NG: Any, niche_NK: np.ndarray, *, include_self: bool) -> Any:
+def spots_within(xy_px_N2: np.ndarray, radius_px: float) -> Niches:
+    """All other spots whose centres are no farther than `radius_px`, nearest first; equal distances go by the spots'
+    order.
+
+    Raises `SourceError` by rule `niche_size` where a niche would hold more than `MOST_SPOTS`, or the slide more than
+    `MOST_PAIRS`.
+    """
+    from scipy.spatial import cKDTree
+
+    n = len(xy_px_N2)
+    if n == 0:
+        return Niches(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    tree = cKDTree(xy_px_N2)
+    reach = radius_px + EQUAL_PX
+    others_N = tree.query_ball_point(xy_px_N2, reach, return_length=True).astype(np.int64) - 1
+    largest = int(others_N.max())
+    if largest > MOST_SPOTS or others_N.sum() > MOST_PAIRS:
+        raise SourceError(
+            f"Niches of this radius hold up to {largest} other spots, {others_N.sum()} together; at most {MOST_SPOTS} "
+            f"and {MOST_PAIRS} fit. Lower patches.niche_radius_um, or "
+            'take a number of spots (patches.niche_by = "nearest").',
+            rule="niche_size",
+            figure=float(largest),
+            limit=float(MOST_SPOTS),
+        )
+    pairs = tree.query_pairs(reach, output_type="ndarray")
+    spot = np.concatenate([pairs[:, 0], pairs[:, 1]])
+    other = np.concatenate([pairs[:, 1], pairs[:, 0]])
+    distance = np.linalg.norm(np.asarray(xy_px_N2)[spot] - np.asarray(xy_px_N2)[other], axis=1)
+    order = np.lexsort((other, np.floor(distance / EQUAL_PX + 0.5), spot))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(spot, minlength=n))]).astype(np.int64)
+    return Niches(indptr, other[order].astype(np.int64))
+
+
+def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool) -> Any:
     """Sum of the counts over each niche, sparse (N, G); divided by the niche's size it is its mean profile.
 
     The sum keeps whole counts whole, so that ties stay ties.
     """
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, eye_array
 
-    n = len(niche_NK)
-    members = np.concatenate([niche_NK, np.arange(n)[:, None]], axis=1) if include_self else niche_NK
-    width = members.shape[1]
-    ones = np.ones(n * width, dtype=np.float32)
-    choose_NN = csr_array((ones, members.ravel(), np.arange(n + 1) * width), shape=(n, n))
+    n = len(niches)
+    ones = np.ones(len(niches.indices), dtype=np.float32)
+    choose_NN = csr_array((ones, niches.indices, niches.indptr), shape=(n, n))
+    if include_self:
+        choose_NN = choose_NN + eye_array(n, dtype=np.float32, format="csr")
     return choose_NN @ counts_NG

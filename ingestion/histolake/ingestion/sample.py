@@ -1,6 +1,7 @@
 """Choosing the cohort to try histolake on, and saying which and why.
 
-A folder of real sections is described, never copied. Without one, a simulated cohort is written.
+A folder of real sections is described, never copied. A public cohort is fetched, by name or where the demo asks for the
+smallest one. Without either, a simulated cohort is written.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from histolake.ingestion.discover import COHORT_FILE, find_sections
 from histolake.platform.errors import UsageError
 from histolake.platform.storage import Location
 
-__all__ = ["Chosen", "choose"]
+if TYPE_CHECKING:
+    from histolake.ingestion.public.catalogue import PublicSettings
+
+__all__ = ["Chosen", "Public", "choose"]
 
 METADATA_FILE = "metadata.csv"
 FORMAT = 1
@@ -54,23 +58,50 @@ class Chosen:
         return [{**about, "section": s, "path": path, **self.metadata.get(s, {})} for s, path in self.sections.items()]
 
 
-def choose(real: str | None, to: str, *, seed: int, tell: Callable[[str, int, int], None]) -> Chosen:
+@dataclass(frozen=True, kw_only=True)
+class Public:
+    """That a public cohort is wanted: the one that is named, else the smallest that the network has."""
+
+    settings: PublicSettings
+    name: str | None = None
+    blocks: int = 1  # cut each section of a named cohort into as many
+    tell: Callable[[str, int, int | None], None] = lambda *_: None  # file, bytes there, bytes in all
+    say: Callable[[str], None] = lambda _: None  # a line for the person who watches
+
+
+def choose(
+    real: str | None, to: str, *, seed: int, tell: Callable[[str, int, int], None], public: Public | None = None
+) -> Chosen:
     """Choose a cohort and write its `cohort.json` and `metadata.csv` below `to`.
 
-    `real` is a folder of sections of the user's; HER2ST is recognised in it. Raises `UsageError` where it holds nothing
-    that a reader knows.
+    `public` with a name is that cohort and nothing else; then `real`, a folder of sections of the user's (HER2ST is
+    recognised in it); then, with `public`, the smallest public cohort that the network has; then the simulated one.
+    Raises `UsageError` where the folder holds nothing that a reader knows, `DownloadError` where a cohort that was
+    named cannot be had.
     """
     target = Location.parse(to)
     if target.is_remote:
         raise UsageError(f"The sample is written to a folder on this machine, not to {target}.")
     file = target.join(COHORT_FILE).uri
-    if real:
+    if public is not None and public.name is not None:
+        from histolake.ingestion.public.cohort import by_name
+
+        chosen = by_name(
+            public.name,
+            target.local_path(),
+            file,
+            public.settings,
+            blocks=public.blocks,
+            tell=public.tell,
+            say=public.say,
+        )
+    elif real:
         folder = Location.parse(real)
         if not folder.is_dir():
             raise UsageError(f"There is no folder {folder}; name one with --from, or unset HISTOLAKE_SAMPLE_DIR.")
         chosen = _her2st(folder, file) if folder.join("her2st").is_dir() else _as_found(folder, file)
     else:
-        chosen = _simulated(target, file, seed, tell)
+        chosen = _without_a_folder(target, file, seed, tell, public)
     _write(chosen, target)
     return chosen
 
@@ -119,14 +150,25 @@ def _as_found(folder: Location, file: str) -> Chosen:
     )
 
 
-def _simulated(target: Location, file: str, seed: int, tell: Callable[[str, int, int], None]) -> Chosen:
+def _without_a_folder(
+    target: Location, file: str, seed: int, tell: Callable[[str, int, int], None], public: Public | None
+) -> Chosen:
+    if public is None:
+        return _simulated(target, file, seed, tell, "")
+    from histolake.ingestion.public.cohort import offered
+
+    offer = offered(target.local_path(), file, public.settings, tell=public.tell, say=public.say)
+    return _simulated(target, file, seed, tell, f"; {offer}") if isinstance(offer, str) else offer
+
+
+def _simulated(target: Location, file: str, seed: int, tell: Callable[[str, int, int], None], no_public: str) -> Chosen:
     from histolake.ingestion.simulate import simulate_cohort
 
     sections = simulate_cohort(target.local_path() / "simulated", seed=seed, tell=tell)
     return Chosen(
         name="simulated",
         data="simulated",
-        why="no folder of real sections was named (--from or HISTOLAKE_SAMPLE_DIR); "
+        why=f"no folder of real sections was named (--from or HISTOLAKE_SAMPLE_DIR){no_public}; "
         "four simulated patients with two sections each stand in, and their truth is known",
         sections={section: f"simulated/{section}" for section in sections},
         metadata=sections,

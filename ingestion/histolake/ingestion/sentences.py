@@ -1,7 +1,8 @@
 """Gene sentences: symbols by falling expression (OmiCLIP's text).
 
 Genes that every cell expresses say little about a spot and would fill its sentence, so mitochondrial and ribosomal
-genes are left out (ST-bank leaves housekeeping genes out; its list is not published). The stored counts keep them.
+genes are left out by a pattern and housekeeping genes by a list (`housekeeping.py`; ST-bank leaves them out too, but
+its list is not published). The stored counts keep them all.
 
 Axes: N spots, G genes.
 """
@@ -9,7 +10,7 @@ Axes: N spots, G genes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +27,19 @@ class SentenceSettings:
     """What a gene sentence holds."""
 
     length: int = 50  # symbols a sentence (OmiCLIP)
+    # genes left out beside the pattern: "shipped", "" for none, or the path or URI of a list with one symbol a line
+    housekeeping: str = "shipped"
     exclude: str = r"MT-.+|RPL\d+[AXL]?\d*|RPS\d+[AXYL]?\d*|RPLP[012]|RPSA"  # symbols left out; "" keeps all
 
 
-def gene_sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings) -> list[str]:
+def gene_sentences(
+    counts_NG: Any, symbols: Sequence[str], settings: SentenceSettings, leave_out: Collection[str] = ()
+) -> list[str]:
     """One sentence a row of a sparse (N, G) matrix of counts or of sums of counts.
 
-    Symbols by falling value, equal values by symbol, single spaces between; no gene without a count, at most
-    `settings.length` genes; "" for a row that has none.
+    Symbols by falling value, equal values by symbol, single spaces between; no gene without a count, none that matches
+    `settings.exclude` or that `leave_out` names (in capitals: `housekeeping.left_out`), at most `settings.length`
+    genes; "" for a row that has none.
     """
     words = np.asarray(symbols, dtype=object)
     if len(words) >= 1 << SYMBOL_BITS:
@@ -41,10 +47,12 @@ def gene_sentences(counts_NG: Any, symbols: Sequence[str], settings: SentenceSet
     order_G = sorted(range(len(words)), key=lambda g: words[g])
     rank_G = np.empty(len(words), dtype=np.uint64)
     rank_G[order_G] = np.arange(len(words), dtype=np.uint64)
-    told_G = np.ones(len(words), dtype=bool)
-    if settings.exclude:
-        pattern = re.compile(settings.exclude, re.IGNORECASE)
-        told_G = np.fromiter((pattern.fullmatch(word) is None for word in words), dtype=bool, count=len(words))
+    pattern = re.compile(settings.exclude or "(?!)", re.IGNORECASE)  # "(?!)" matches nothing
+    told_G = np.fromiter(
+        (pattern.fullmatch(word) is None and word.upper() not in leave_out for word in words),
+        dtype=bool,
+        count=len(words),
+    )
     by_rank = words[order_G]
     out: list[str] = []
     for start in range(0, counts_NG.shape[0], ROWS):

@@ -10,13 +10,16 @@ Axes: N spots, H rows, W columns, C colours.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from histolake.ingestion.slide import SlideImage
 
-__all__ = ["PatchSettings", "Tiles", "focus", "patch_window", "tile", "tissue_fraction"]
+__all__ = ["PatchSettings", "Tiles", "focus", "measure", "patch_window", "tile", "tissue_fraction"]
+
+NICHES = ("nearest", "radius")
 
 WHITE = 255
 CHROMA_OF_TISSUE = 24  # of 255: the stains colour a pixel by more than this, glass and paper by less
@@ -33,13 +36,44 @@ class PatchSettings:
     niche_um: float | None = None  # micrometres, width of the niche patch; empty takes diameter + 2 pitches
     max_px: int = 224  # pixels, widest stored patch; a larger one is reduced, none is enlarged
     jpeg_quality: int = 90  # 1 to 100
+    niche_by: str = "nearest"  # nearest: niche_k other spots; radius: all whose centres are within niche_radius_um
     niche_k: int = 3  # nearest other spots in a niche (ST-Align)
+    niche_radius_um: float | None = None  # micrometres between centres, for niche_by = "radius"
     niche_include_self: bool = True  # whether a niche's mean profile holds the spot itself
 
+    def __post_init__(self) -> None:
+        faults = [
+            fault
+            for broken, fault in (
+                (self.niche_by not in NICHES, f"niche_by is {self.niche_by!r}; it is one of {', '.join(NICHES)}"),
+                (
+                    self.niche_by == "radius" and not (self.niche_radius_um or 0) > 0,
+                    'niche_by = "radius" needs niche_radius_um above 0 (micrometres); 110 takes in Visium neighbours',
+                ),
+                (
+                    self.niche_by == "nearest" and self.niche_radius_um is not None,
+                    'niche_radius_um is given, but niche_by is "nearest"; set niche_by = "radius" or leave it out',
+                ),
+                (self.niche_k < 0, f"niche_k is {self.niche_k}; it is 0 or more"),
+                (self.spot_um is not None and self.spot_um <= 0, f"spot_um is {self.spot_um}; it is above 0, or empty"),
+                (
+                    self.niche_um is not None and self.niche_um <= 0,
+                    f"niche_um is {self.niche_um}; it is above 0, or empty",
+                ),
+                (self.max_px < 1, f"max_px is {self.max_px}; it is 1 or more"),
+                (not 1 <= self.jpeg_quality <= 100, f"jpeg_quality is {self.jpeg_quality}; it is 1 to 100"),
+            )
+            if broken
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+
     def widths_um(self, spot_diameter_um: float, pitch_um: float) -> tuple[float, float]:
-        """The physical widths of the spot patch and of the niche patch on a slide of this geometry."""
+        """The physical widths of the spot patch and of the niche patch on a slide of this geometry. Where the niche is
+        a radius, its patch shows the spots that are in it."""
         spot_um = spot_diameter_um if self.spot_um is None else self.spot_um
-        niche_um = spot_diameter_um + 2 * pitch_um if self.niche_um is None else self.niche_um
+        around_um = pitch_um if self.niche_radius_um is None else self.niche_radius_um
+        niche_um = spot_diameter_um + 2 * around_um if self.niche_um is None else self.niche_um
         return spot_um, niche_um
 
 
@@ -64,19 +98,36 @@ def tile(
     """Cut, measure and encode one patch a centre. Spots are visited in the image's order; the answer is in theirs."""
     import simplejpeg
 
-    side = max(1, round(width_um / um_per_px))
     n = len(xy_px_N2)
     jpegs: list[bytes] = [b""] * n
     tissue_N, focus_N, outside_N = (np.zeros(n, dtype=np.float32) for _ in range(3))
-    cells = np.floor(np.asarray(xy_px_N2) / LOCALITY_PX)
-    for i in np.lexsort((cells[:, 0], cells[:, 1])):
-        x_px, y_px = xy_px_N2[i]
-        patch_HWC, outside_N[i] = _cut(image, *patch_window(x_px, y_px, side), side)
+    for i, patch_HWC, outside in _patches(image, xy_px_N2, width_um / um_per_px):
+        outside_N[i] = outside
         tissue_N[i] = tissue_fraction(patch_HWC)
         focus_N[i] = focus(patch_HWC)
         stored = np.ascontiguousarray(_reduced(patch_HWC, settings.max_px))
         jpegs[i] = simplejpeg.encode_jpeg(stored, quality=settings.jpeg_quality, colorsubsampling="420")
     return Tiles(jpegs=jpegs, tissue_fraction_N=tissue_N, focus_N=focus_N, outside_N=outside_N)
+
+
+def measure(
+    image: SlideImage, xy_px_N2: np.ndarray, *, width_um: float, um_per_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue fraction and focus of the patches, float32 (N,) each, as `tile` finds them; nothing is encoded."""
+    tissue_N, focus_N = (np.zeros(len(xy_px_N2), dtype=np.float32) for _ in range(2))
+    for i, patch_HWC, _ in _patches(image, xy_px_N2, width_um / um_per_px):
+        tissue_N[i] = tissue_fraction(patch_HWC)
+        focus_N[i] = focus(patch_HWC)
+    return tissue_N, focus_N
+
+
+def _patches(image: SlideImage, xy_px_N2: np.ndarray, width_px: float) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Each centre's number, its patch and the fraction of it outside the image, in the image's order."""
+    side = max(1, round(width_px))
+    cells = np.floor(np.asarray(xy_px_N2) / LOCALITY_PX)
+    for i in np.lexsort((cells[:, 0], cells[:, 1])):
+        x_px, y_px = xy_px_N2[i]
+        yield int(i), *_cut(image, *patch_window(x_px, y_px, side), side)
 
 
 def _cut(image: SlideImage, x: int, y: int, side: int) -> tuple[np.ndarray, float]:

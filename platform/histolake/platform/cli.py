@@ -2,6 +2,8 @@
 
 Each part declares its commands in the entry-point group `histolake.commands`; they are loaded by name when they are
 asked for. A command's module imports what is heavy inside its functions, so that `histolake --help` answers at once.
+
+A part adds a command to another's group by a dotted name: the entry `lake.report` is `histolake lake report`.
 """
 
 from __future__ import annotations
@@ -15,24 +17,37 @@ from typer.core import TyperGroup
 
 from histolake.platform.errors import HistolakeError
 
-__all__ = ["app", "main"]
+__all__ = ["PartsGroup", "app", "main"]
 
-# The order in which a newcomer meets them; a command of a plug-in comes after, by name.
-ORDER = (
-    *("demo", "sample", "ingest", "lake", "export", "recipes", "train", "models"),
-    *("evaluate", "serve", "settings"),
-)
+# The order in which a newcomer meets them, by group; a command of a plug-in comes after, by name.
+ORDER: dict[str, tuple[str, ...]] = {
+    "": ("demo", "sample", "ingest", "lake", "export", "recipes", "train", "models", "evaluate", "serve", "settings"),
+    "lake": (
+        *("slides", "show", "rejections", "report", "overlap", "history", "diff"),
+        *("correct", "retile", "tag", "revert", "forget", "expire", "vacuum", "check"),
+    ),
+}
 
 
-class _LazyCommands(TyperGroup):
-    """Finds commands in the entry points; imports one when it is asked for."""
+class PartsGroup(TyperGroup):
+    """A group of its own commands and of those that the entry points add to it; imports one when it is asked for."""
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}." if self.name else ""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        names = {entry.name for entry in entry_points(group="histolake.commands")}
-        return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
+        declared = (entry.name for entry in entry_points(group="histolake.commands"))
+        added = {name.removeprefix(self._prefix) for name in declared if name.startswith(self._prefix)}
+        names = {*super().list_commands(ctx), *(name for name in added if "." not in name)}
+        order = ORDER.get(self.name or "", ())
+        return [name for name in order if name in names] + sorted(names - set(order))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        for entry in entry_points(group="histolake.commands", name=cmd_name):
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or "." in cmd_name:
+            return own
+        for entry in entry_points(group="histolake.commands", name=self._prefix + cmd_name):
             return _as_command(entry.load(), cmd_name)
         return None
 
@@ -49,7 +64,7 @@ def _as_command(target: Any, name: str) -> Any:
 
 
 app = typer.Typer(
-    cls=_LazyCommands,
+    cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,

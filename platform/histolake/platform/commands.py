@@ -1,4 +1,7 @@
-"""Commands of the platform: `histolake settings`, `histolake export` and the group `histolake lake`."""
+"""Commands of the platform: `histolake settings`, `histolake export` and the group `histolake lake`.
+
+Other modules and parts add commands to the group by entry points such as `lake.diff` (see `cli`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histolake.platform.cli import PartsGroup
+
 if TYPE_CHECKING:
     from histolake.platform.lake import Lake
 
@@ -19,10 +24,15 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout
 LakeOption = Annotated[
     str | None, typer.Option("--lake", help="URI of the lake: /path, file:// or s3://.", envvar="HISTOLAKE_LAKE")
 ]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", help="Only rows for which this is true: organ = 'breast' and um_per_px < 1", metavar="SQL"),
+]
 VersionOption = Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")]
 
 lake = typer.Typer(
     name="lake",
+    cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -77,80 +87,44 @@ def settings(as_json: JsonFlag = False) -> None:
 def slides(
     lake_uri: LakeOption = None,
     version: VersionOption = None,
+    where: WhereOption = None,
     every: Annotated[bool, typer.Option("--all", help="Every row of every version, refused and retired too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List the published slides of a lake version: what each is, where it came from, how many pairs it has.
 
-    Example: `histolake lake slides --lake /data/lake --json`
+    --where compares the columns that --json shows as in SQL: `licence_id in ('CC-BY-4.0', 'CC0-1.0')` (licence under
+    one name), `array_has(flags, 'low_resolution')`, `patient is null`. A comparison with an empty value is not true.
+
+    Example: `histolake lake slides --lake /data/lake --where "organ = 'breast' and um_per_px < 1"`
     """
+    from histolake.platform.lake.where import select
+
     opened = open_lake(lake_uri)
-    table = opened.catalog.slides() if every else opened.at(version).slides()
-    rows = [_flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
+    table = select(opened.catalog.slides(), where) if every else opened.at(version).slides(where=where)
+    rows = [flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
     columns = ["slide_id", "status", "n_pairs", "n_rejections", "patient", "technology", "um_per_px", "flags"]
     columns = [*columns, "published_in", "retired_in"] if every else [*columns, "published_in"]
     show(rows, columns, as_json=as_json, empty=f"No slides in {opened.uri}.")
 
 
 @lake.command("rejections")
-def rejections(lake_uri: LakeOption = None, version: VersionOption = None, as_json: JsonFlag = False) -> None:
-    """List the slides and spots that were refused: by which rule, with which figure, against which limit.
-
-    Example: `histolake lake rejections --lake /data/lake`
-    """
-    opened = open_lake(lake_uri)
-    rows = opened.at(version).rejections().to_pylist()
-    columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
-    show(rows, columns, as_json=as_json, empty="Nothing was refused.")
-
-
-@lake.command("show")
-def show_slide(
-    slide_id: Annotated[str, typer.Argument(help="The slide, as `histolake lake slides` lists it.")],
+def rejections(
     lake_uri: LakeOption = None,
     version: VersionOption = None,
+    where: WhereOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show all that is known of one slide.
+    """List the slides and spots that were refused: by which rule, with which figure, against which limit.
 
-    Example: `histolake lake show her2st/C2 --lake /data/lake`
-    """
-    from histolake.platform.errors import SlideNotFoundError
+    --where may compare the columns of a rejection and those of its slide.
 
-    snapshot = open_lake(lake_uri).at(version)
-    rows = [_flat(r) for r in snapshot.slides(include_refused=True).to_pylist() if r["slide_id"] == slide_id]
-    if not rows:
-        raise SlideNotFoundError(f"Version {snapshot.version} has no slide {slide_id}; see `histolake lake slides`.")
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1, default=str))
-        return
-    for row in rows:
-        show([{"": name, "value": value} for name, value in row.items()], ["", "value"], as_json=False, empty="")
-
-
-@lake.command("history")
-def history(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
-    """List the lake's versions and what each published, retired or refused.
-
-    Example: `histolake lake history --lake /data/lake`
+    Example: `histolake lake rejections --lake /data/lake --where "rule = 'min_genes' and organ = 'breast'"`
     """
     opened = open_lake(lake_uri)
-    changes: dict[int, dict[str, Any]] = {}
-    for row in opened.catalog.slides(
-        ["slide_id", "published_in", "retired_in", "status", "when", "n_pairs"]
-    ).to_pylist():
-        for version, change in ((row["published_in"], row["status"]), (row["retired_in"], "retired")):
-            if version is not None:
-                empty = {"version": version, "when": None, "published": 0, "refused": 0, "retired": 0, "pairs": 0}
-                entry = changes.setdefault(version, empty)
-                entry[change] += 1
-                if change != "retired":
-                    entry["when"] = row["when"]
-                    entry["pairs"] += row["n_pairs"] or 0
-    rows = [changes[version] for version in sorted(changes)]
-    show(
-        rows, ["version", "when", "published", "refused", "retired", "pairs"], as_json=as_json, empty="No versions yet."
-    )
+    rows = opened.at(version).rejections(where).to_pylist()
+    columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
+    show(rows, columns, as_json=as_json, empty="Nothing was refused.")
 
 
 @lake.command("check")
@@ -240,6 +214,7 @@ def export(
     slide: Annotated[
         list[str] | None, typer.Option("--slide", help="Only this slide; may be repeated. Default: all.")
     ] = None,
+    where: WhereOption = None,
     rows_per_shard: Annotated[int, typer.Option("--rows-per-shard", min=1, help="Pairs in a shard.")] = 1000,
     as_json: JsonFlag = False,
 ) -> None:
@@ -247,7 +222,7 @@ def export(
 
     open_clip and other loaders read them as they are. The same export made again is kept.
 
-    Example: `histolake export pretrain --lake /data/lake --to /data/shards/pretrain`
+    Example: `histolake export pretrain --lake /data/lake --to /data/shards/pretrain --where "organ = 'breast'"`
     """
     from histolake.platform.export import ExportSpec
     from histolake.platform.export import export as write
@@ -255,8 +230,13 @@ def export(
 
     opened = open_lake(lake_uri)
     place = Location.parse(to) if to else opened.root.join("exports", name)
-    spec = ExportSpec(name=name, image=image, slide_ids=tuple(slide) if slide else None, rows_per_shard=rows_per_shard)
-    manifest = write(opened.at(version), spec, place)
+    snapshot = opened.at(version)
+    chosen = tuple(slide) if slide else None
+    if where is not None:
+        found = snapshot.slides(where=where)["slide_id"].to_pylist()
+        chosen = tuple(slide_id for slide_id in found if chosen is None or slide_id in chosen)
+    spec = ExportSpec(name=name, image=image, slide_ids=chosen, rows_per_shard=rows_per_shard)
+    manifest = write(snapshot, spec, place)
     rows = [{**shard, "uri": place.join(shard["name"]).uri} for shard in manifest.shards]
     show(rows, ["name", "rows", "bytes", "sha256"], as_json=as_json, empty="There was no pair to export.")
     done = "was there already" if manifest.reused else "written"
@@ -267,6 +247,10 @@ def export(
     )
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without nested values: lists become text."""
-    return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without nested values: lists become text, members that have names as `name=value`."""
+
+    def text(value: Any) -> str:
+        return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    return {key: ", ".join(map(text, value)) if isinstance(value, list) else value for key, value in row.items()}

@@ -15,6 +15,7 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     │   ├── SlideNotFoundError
     │   ├── ConflictError      another writer won, again and again
     │   └── IntegrityError     the lake does not hold what its catalogue says
+    ├── DownloadError          a public file that cannot be had, or is not the one that it must be
     ├── ModelError             a model that is not there, or does not fit what is asked of it
     └── ServiceError           a served answer that is an error
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConflictError",
+    "DownloadError",
     "HistolakeError",
     "IntegrityError",
     "LakeError",
@@ -90,6 +92,12 @@ class SourceError(HistolakeError):
 
 def _source_error(message: str, rule: str, figure: float | None, limit: float | None, file: str | None) -> SourceError:
     return SourceError(message, rule=rule, figure=figure, limit=limit, file=file)
+
+
+class DownloadError(HistolakeError):
+    """A public file that cannot be had, or that is not the one that it must be."""
+
+    exit_code = 1
 
 
 class LakeError(HistolakeError):

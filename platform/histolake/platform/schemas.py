@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["GENES", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
+__all__ = ["GENES", "LOOK_ALIKE", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
 
 PAIR_ID_BYTES = 16
+LOOK_ALIKE = "look_alike"  # the flag of a slide that has look_alikes
 
 
 def _schema(name: str, version: int, fields: list[pa.Field]) -> pa.Schema:
@@ -86,11 +87,13 @@ PROVENANCE: list[pa.Field] = [
     pa.field("image_hash", pa.string()),  # perceptual hash of the picture, hexadecimal
     pa.field("profile_sketch", pa.list_(pa.int64())),  # the smallest hashes of the spots' profiles
     pa.field("look_alikes", pa.list_(pa.string())),  # slide_ids of slides whose content is likely the same
+    # what the curator's metadata table said at the ingest
+    pa.field("given", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("value", pa.string())]))),
 ]
 
 SLIDES = _schema(
     "slides",
-    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch and look_alikes, which read as null there
+    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected: null there
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt
@@ -106,6 +109,8 @@ SLIDES = _schema(
         pa.field("when", pa.timestamp("us", tz="UTC")),
         pa.field("software", pa.string()),
         *PROVENANCE,
+        # columns that were corrected, and what the source says of them
+        pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
     ],
 )
 

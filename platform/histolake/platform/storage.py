@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from histolake.platform.cache import cache_folder, trim, use
 from histolake.platform.errors import LocationError
 
 __all__ = ["Entry", "Location", "StoreSettings"]
@@ -36,6 +38,7 @@ class StoreSettings:
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
     session_token: SecretStr | None = None
+    cache_gb: float = 50.0  # GB of copies of remote files that this machine keeps
 
     def resolved(self) -> dict[str, str]:
         """Endpoint, region and keys as plain text, each from the settings or else from the standard variable."""
@@ -161,6 +164,15 @@ class Location:
             aws_session_token=known["session_token"] or None,
         )
 
+    def zarr_store(self) -> Any:
+        """A store for zarr to read groups and arrays from."""
+        from zarr.storage import FsspecStore, LocalStore
+
+        if not self.is_remote:
+            return LocalStore(self.uri, read_only=True)
+        filesystem, path = self.filesystem()
+        return FsspecStore(_asynchronous(filesystem), read_only=True, path=path)
+
     # -- files ----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -187,14 +199,14 @@ class Location:
     def read_bytes(self) -> bytes:
         """The whole file."""
         filesystem, path = self.filesystem()
-        with filesystem.open_input_stream(path) as stream:
+        with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, making its folder; on disk the new content appears at once or not at all."""
         filesystem, path = self.filesystem()
         if self.is_remote:
-            with filesystem.open_output_stream(path) as stream:
+            with filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
             return
         target = Path(path)
@@ -202,6 +214,32 @@ class Location:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as part:
             part.write(data)
         Path(part.name).replace(target)
+
+    def upload(self, source: Path) -> None:
+        """Copy a file of this machine to here, block by block; in a store it appears at once or not at all."""
+        filesystem, path = self.filesystem()
+        with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a path on this machine, block by block."""
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_stream(path, compression=None) as stream, target.open("wb") as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Path]:
+        """A path on this machine with the content: the file itself, or a copy of a remote one that goes with the
+        block. What was opened inside may be read on after it."""
+        if not self.is_remote:
+            yield Path(self.uri)
+            return
+        with tempfile.TemporaryDirectory(prefix="histolake-") as folder:
+            copy = Path(folder) / self.name
+            self.download(copy)
+            yield copy
 
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
@@ -274,24 +312,24 @@ class Location:
     def local_path(self) -> Path:
         """A file on this machine with the content: the file itself, or a copy in the cache of a remote one.
 
-        The copy is named by URI, size and time of change, so that a changed remote file is fetched again.
+        The copy is named by URI, size and time of change, so that a changed remote file is fetched again. Copies that
+        were not used for long go when the cache is full (`cache.py`).
         """
         if not self.is_remote:
             return Path(self.uri)
         filesystem, path = self.filesystem()
         info = filesystem.get_file_info(path)
         key = hashlib.sha256(f"{self.uri}\0{info.size}\0{info.mtime_ns}".encode()).hexdigest()[:24]
-        root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        cached = root / "histolake" / "files" / f"{key}-{self.name}"
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
+        cached = cache_folder("files") / f"{key}-{self.name}"
+        if not use(cached):
             with (
-                filesystem.open_input_stream(path) as stream,
+                filesystem.open_input_stream(path, compression=None) as stream,
                 tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part,
             ):
                 while block := stream.read(COPY_BYTES):
                     part.write(block)
             Path(part.name).replace(cached)
+            trim(self.store.cache_gb)
         return cached
 
     def __str__(self) -> str:
@@ -304,6 +342,19 @@ def _default_store() -> StoreSettings:
     store = load_settings().section("store")
     assert isinstance(store, StoreSettings)
     return store
+
+
+def _asynchronous(filesystem: Any) -> Any:
+    """A file system of Arrow's as the asynchronous one of fsspec's that zarr wants: one client for all of a store."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    class Wrapped(ArrowFSWrapper):
+        @property
+        def fsid(self) -> str:  # fsspec's own takes it from a host that only HDFS has
+            return f"arrow_{filesystem.type_name}"
+
+    return AsyncFileSystemWrapper(Wrapped(filesystem))
 
 
 @lru_cache(maxsize=1)

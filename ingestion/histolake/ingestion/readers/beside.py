@@ -20,12 +20,14 @@ FILE = "section.json"
 UNREADABLE = "unreadable"
 
 
-def read_beside(folder: Listing) -> tuple[dict[str, str], dict[str, Any]]:
+def read_beside(folder: Listing, file: str = FILE) -> tuple[dict[str, str], dict[str, Any]]:
     """The file as a role of the source, and what it says; both empty where there is none.
+
+    `file` is another name for it, where a folder holds several sections.
 
     Nothing is raised: that the file is damaged is told where the section is read, so that one never stops a search.
     """
-    uri = folder.file(FILE)
+    uri = folder.file(file)
     if uri is None:
         return {}, {}
     try:

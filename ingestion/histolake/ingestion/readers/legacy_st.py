@@ -58,7 +58,6 @@ class LegacySTReader:
         """The section as a slide; positions in pixels of the image as it is."""
         self._check_complete(source)
         known = SlideMetadata(
-            species="human",
             technology="Spatial Transcriptomics",
             expression_unit="counts",
             spot_diameter_um=DIAMETER_UM,

@@ -63,6 +63,7 @@ class Attempt:
         self.ingest_id = ingest_id
         self.live = live  # the live row that makes this attempt needless, where state is "unchanged"
         self.plan = plan
+        self.corrected: tuple[str, ...] = ()  # columns whose correction stands; known when it is published
         self._sealed = state == "adopted"
 
     @property

@@ -17,6 +17,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from histolake.platform.errors import ConflictError
+from histolake.platform.lake.correct import CORRECTABLE
 from histolake.platform.schemas import REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
 
@@ -28,6 +29,12 @@ COMPACT_FILES = 100  # small files after which a table is compacted in passing
 # No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
 _STATISTICS = {"slides": "published_in,retired_in", "rejections": "figure", "genes": "gene_id"}
 _ONCE = CommitProperties(max_commit_retries=0)
+
+# What publishing must know of a live row.
+LIVE = (
+    *("slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"),
+    *(*CORRECTABLE, "corrected"),
+)
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
 
@@ -114,29 +121,37 @@ class Catalog:
         found = self.dataset("rejections").count_rows(filter=_text("ingest_id") == ingest_id)
         return int(found)
 
-    def live(self, slide_ids: Iterable[str], table: DeltaTable | None = None) -> dict[str, list[dict[str, Any]]]:
+    def live(
+        self, slide_ids: Iterable[str], table: DeltaTable | None = None, columns: Sequence[str] = LIVE
+    ) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
         wanted = sorted(set(slide_ids))
-        columns = ["slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"]
-        dataset = self.dataset("slides", table)
         keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
-        for row in dataset.to_table(columns=columns, filter=keep).to_pylist():
+        for row in _read(self.dataset("slides", table), SLIDES, list(columns), keep).to_pylist():
             rows[row["slide_id"]].append(row)
         return rows
 
-    def commit(self, slide_ids: Sequence[str], make_rows: RowMaker, ingest_ids: Sequence[str]) -> int:
+    def commit(
+        self,
+        slide_ids: Sequence[str],
+        make_rows: RowMaker,
+        ingest_ids: Sequence[str] = (),
+        columns: Sequence[str] = LIVE,
+    ) -> int:
         """Publish in one commit; returns the lake version in which the rows are.
 
         `make_rows(version, live)` gives the merge's source: rows that equal a live one in (ingest_id, published_in)
         retire it, the others are inserted. It is asked again after every lost race. An empty list commits nothing.
+        `ingest_ids` are the new ones, by which a commit that only seemed to fail is known. Columns that an older lake
+        lacks are added to it.
         """
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
             table = self.table("slides")
             if failure is not None and (version := self._published(table, ingest_ids)) is not None:
                 return version  # the commit that seemed to fail had succeeded
-            rows = make_rows(table.version() + 1, self.live(slide_ids, table))
+            rows = make_rows(table.version() + 1, self.live(slide_ids, table, columns))
             if not rows:
                 return table.version()
             try:
@@ -145,6 +160,7 @@ class Catalog:
                     "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
                     source_alias="new",
                     target_alias="old",
+                    merge_schema=True,
                     commit_properties=_ONCE,
                 )
                 merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
@@ -161,6 +177,8 @@ class Catalog:
 
     def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
         """The version in which these ingests were published, or None if they were not."""
+        if not ingest_ids:
+            return None
         keep = _text("ingest_id").isin(list(ingest_ids))
         found = self.dataset("slides", table).to_table(columns=["ingest_id", "published_in"], filter=keep)
         if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
@@ -192,6 +210,27 @@ class Catalog:
                 time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
         raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
 
+    def amend(self, rows: pa.Table) -> None:
+        """Change columns of `catalog/slides` in place, in every version. `rows` hold ingest_id and published_in, by
+        which a row is known (no other value of theirs is in the log), and the columns to change."""
+        changed = {name: f"new.{name}" for name in rows.column_names if name not in ("ingest_id", "published_in")}
+        failure: Exception | None = None
+        for attempt in range(PUBLISH_TRIES):
+            try:
+                merge = self.table("slides").merge(
+                    rows,
+                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
+                    source_alias="new",
+                    target_alias="old",
+                    commit_properties=_ONCE,
+                )
+                merge.when_matched_update(changed).execute()
+                return
+            except DeltaError as error:
+                failure = error
+                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+        raise ConflictError("Rows of slides could not be amended: other writers won every commit.") from failure
+
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
@@ -215,10 +254,10 @@ def _text(name: str) -> pc.Expression:
     return pc.field(name).cast(pa.string())
 
 
-def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None, keep: pc.Expression | None = None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     # An older lake lacks the columns that a newer schema added: they read as null.
     held = set(dataset.schema.names)
-    found = dataset.to_table(columns=[name for name in wanted.names if name in held])
+    found = dataset.to_table(columns=[name for name in wanted.names if name in held], filter=keep)
     full = [found[f.name].cast(f.type) if f.name in held else pa.nulls(found.num_rows, f.type) for f in wanted]
     return pa.Table.from_arrays(full, schema=wanted)

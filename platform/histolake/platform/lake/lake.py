@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 from histolake.platform.errors import LakeNotFoundError, VersionError
 from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
+from histolake.platform.lake.correct import Change, carry, correct_rows
 from histolake.platform.lake.genes import GeneTable
+from histolake.platform.lake.images import LakeImages
 from histolake.platform.lake.leases import Lease, LeaseKeeper
 from histolake.platform.lake.pairs import PairsTable
 from histolake.platform.lake.snapshot import Snapshot
@@ -33,6 +35,7 @@ class Lake:
         self.root = root
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
+        self.images = LakeImages(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 
@@ -142,7 +145,8 @@ class Lake:
         """Publish staged attempts in one catalogue commit; returns the lake version that holds them.
 
         A slide's live row is retired in the version that brings the new one. A refused slide retires only an earlier
-        refusal. An attempt that another writer overtook with the same source and settings is given up.
+        refusal. What was corrected stands until the source says something new (see `lake.correct`). An attempt that
+        another writer overtook with the same source and settings is given up.
         """
         attempts = [attempt for attempt in attempts if attempt.state != "unchanged"]
         if not attempts:
@@ -157,6 +161,8 @@ class Lake:
             for attempt in attempts:
                 new = {**attempt.row(version), "when": when, "software": software}
                 current = live[attempt.slide_id]
+                new = carry(new, current)
+                attempt.corrected = tuple(entry["column"] for entry in new["corrected"] or ())
                 if any(_same(row, new) for row in current):
                     continue
                 replaced = [row for row in current if new["status"] == "published" or row["status"] == "refused"]
@@ -171,6 +177,20 @@ class Lake:
         for attempt in attempts:
             self.keeper.release(attempt.ingest_id)
         return version
+
+    def correct(self, changes: Sequence[Change]) -> int:
+        """Set right what the catalogue says of slides, without touching pairs; returns the lake version that does.
+
+        Make the changes with `lake.correct.corrections`. Raises `ConflictError` where a value is no longer what the
+        change says.
+        """
+        now = {"when": datetime.now(UTC), "software": f"histolake {package_version('histolake')}"}
+
+        def rows(version: int, live: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+            made = correct_rows(version, live, changes)
+            return [row if "retired_in" in row and row["retired_in"] == version else {**row, **now} for row in made]
+
+        return self.catalog.commit([change.slide_id for change in changes], rows, columns=SLIDES.names)
 
 
 def _same(row: dict[str, Any], new: dict[str, Any]) -> bool:

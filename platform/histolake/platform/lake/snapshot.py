@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError
 from histolake.platform.lake.leases import Lease
+from histolake.platform.lake.where import select
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
@@ -47,16 +48,34 @@ class Snapshot:
         self._slides = slides
         self._dataset: Any = None
 
-    def slides(self, *, include_refused: bool = False) -> pa.Table:
-        """The slides of this version (`schemas.SLIDES`), by slide_id; with `include_refused` also those refused."""
-        if include_refused:
-            return self._slides
-        return self._slides.filter(pc.equal(self._slides["status"], "published"))
+    def slides(self, *, include_refused: bool = False, where: str | None = None) -> pa.Table:
+        """The slides of this version (`schemas.SLIDES`), by slide_id; with `include_refused` also those refused.
 
-    def rejections(self) -> pa.Table:
-        """What was refused in the ingests of this version (`schemas.REJECTIONS`), slides and spots."""
+        `where` is a filter over their columns (see `lake.where`), such as `organ = 'breast'`. Raises `UsageError`.
+        """
+        rows = self._slides
+        if not include_refused:
+            rows = rows.filter(pc.equal(rows["status"], "published"))
+        return select(rows, where)
+
+    def rejections(self, where: str | None = None) -> pa.Table:
+        """What was refused in the ingests of this version (`schemas.REJECTIONS`), slides and spots.
+
+        `where` is a filter over their columns and those of their slides, such as `rule = 'min_genes' and organ =
+        'breast'`. Raises `UsageError`.
+        """
         rows = self.lake.catalog.rejections()
-        return rows.filter(pc.is_in(rows["ingest_id"], self._slides["ingest_id"].combine_chunks())).sort_by("slide_id")
+        rows = rows.filter(pc.is_in(rows["ingest_id"], self._slides["ingest_id"].combine_chunks())).sort_by("slide_id")
+        if where is None:
+            return rows
+        mine = set(rows.column_names) - {"ingest_id"}
+        of_slide = self._slides.select([name for name in self._slides.column_names if name not in mine])
+        at = pc.index_in(rows["ingest_id"], of_slide["ingest_id"].combine_chunks())
+        wide = rows
+        for name in of_slide.column_names:
+            if name != "ingest_id":
+                wide = wide.append_column(of_slide.schema.field(name), of_slide[name].take(at))
+        return select(wide, where).select(rows.column_names)
 
     def chunks(self, slide_ids: Sequence[str] | None = None, rows: int = 256) -> list[Chunk]:
         """The rows of some slides (all, if not named) cut into runs of at most `rows`, in the lake's order."""

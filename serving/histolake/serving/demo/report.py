@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
+from histolake.platform.page import fill
 from histolake.serving.demo import figures
 from histolake.serving.demo.evidence import SIDE_NAMES, Evidence, Figures, GeneMap, Query, Recipe, Section
 from histolake.serving.demo.reading import read_figures
@@ -22,13 +22,8 @@ MAPS_A_ROW = 4
 
 def render(evidence: Evidence) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, StrictUndefined
-
-    source = files("histolake.serving.demo").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = _percent
-    environment.filters["number"] = _number
-    return environment.from_string(source).render(**_context(evidence))
+    filters = {"percent": _percent, "number": _number}
+    return fill("histolake.serving.demo", "report.html.j2", _context(evidence), filters)
 
 
 def _context(evidence: Evidence) -> dict[str, Any]:

@@ -1,0 +1,221 @@
+"""Duplicates by content: the same spot twice in a section, and the same section under two names.
+
+Cohorts are gathered from other gatherings, so one section arrives as a laboratory's folder, as an h5ad and as an entry
+of a catalogue, under three names and with other normalisations. What survives all of that is the order of a spot's
+strongest genes. A spot's profile hash is the hash of its `PROFILE_GENES` best symbols in order; a section's sketch is
+its `SKETCH` smallest profile hashes (a bottom-k sketch, Broder 1997). Spots are the same in two sections when their
+hashes are; which share of one section's spots the other holds is estimated from the sketches alone:
+
+    tau = the smaller of the two sketches' largest hashes (infinite for one that holds all of its section's hashes)
+    containment of A in B = the share of A's hashes up to tau that are among B's
+
+Up to tau both sketches are complete, so that hashing has drawn m of A's spots at random and each is known to be in B
+or not: the estimate has a standard error of sqrt(c (1 - c) / m). m is 64 for sections of one size (an error of 0.06 at
+a half, none at nothing and at all) and falls with the ratio of their sizes; below `FEW` nothing is refused.
+
+Pictures are compared by the Hamming distance of their perceptual hashes. A near picture alone refuses nothing: it makes
+a look-alike, as a partial overlap does.
+
+Axes: N spots, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from histolake.ingestion.sentences import SentenceSettings, gene_sentences
+
+__all__ = [
+    "DuplicateSettings",
+    "KnownSlides",
+    "Verdict",
+    "containment",
+    "first_of_each",
+    "profile_sketch",
+]
+
+PROFILE_GENES = 20  # symbols in a spot's profile hash
+SKETCH = 64  # hashes in a section's sketch
+FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
+_ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateSettings:
+    """When content is called the same."""
+
+    slides: str = "refuse"  # a section whose spots a live slide holds: refuse it, or flag it look_alike
+    max_shared: float = 0.9  # fraction of a section's spots that a live slide may hold before it is a duplicate
+    min_shared: float = 0.1  # fraction of either's spots in the other from which two are look-alikes
+    image_bits: int = 6  # bits by which the hashes of two look-alike pictures differ at most
+    spot_genes: int = 50  # expressed genes below which two equal profiles in a section are no duplicates
+
+    def __post_init__(self) -> None:
+        if self.slides not in ("refuse", "flag"):
+            raise ValueError(f'slides is {self.slides!r}; it is "refuse" or "flag"')
+        if not 0 < self.min_shared <= self.max_shared <= 1:
+            raise ValueError(
+                f"min_shared {self.min_shared} and max_shared {self.max_shared}; they are above 0, at most 1, and rise"
+            )
+
+
+def first_of_each(counts_NG: Any) -> np.ndarray:
+    """For each row of a sparse matrix the first row that is equal to it, int64 (N,); its own number where none is."""
+    matrix = counts_NG.copy()
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    n = matrix.shape[0]
+    hashes_N = _row_hashes(matrix)
+    _, first, group = np.unique(hashes_N, return_index=True, return_inverse=True)
+    found = first[group]
+    for i in np.flatnonzero(found != np.arange(n)):  # equal hashes are checked by the rows
+        a, b = (slice(matrix.indptr[r], matrix.indptr[r + 1]) for r in (i, found[i]))
+        same = np.array_equal(matrix.indices[a], matrix.indices[b]) and np.array_equal(matrix.data[a], matrix.data[b])
+        if not same:
+            found[i] = i
+    return found.astype(np.int64)
+
+
+def _row_hashes(matrix: Any) -> np.ndarray:
+    """One uint64 a row over its genes and values: a sum of mixed entries, which wraps around."""
+    bits = matrix.data.astype(np.float32).view(np.uint32).astype(np.uint64)
+    mixed = _mixed(bits | (matrix.indices.astype(np.uint64) << np.uint64(32)))
+    sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+    return sums[matrix.indptr[1:]] - sums[matrix.indptr[:-1]]
+
+
+def _mixed(keys: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64: neighbouring numbers become unrelated ones."""
+    with np.errstate(over="ignore"):
+        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def profile_sketch(counts_NG: Any, symbols: Sequence[str]) -> list[int]:
+    """The `SKETCH` smallest distinct profile hashes of the rows, rising, as int64. Rows with fewer than `PROFILE_GENES`
+    expressed genes tell nothing and are passed over, so the list may be shorter or empty."""
+    from pandas.util import hash_array
+
+    rich = np.bincount(_rows_of(counts_NG)[counts_NG.data > 0], minlength=counts_NG.shape[0]) >= PROFILE_GENES
+    profiles = gene_sentences(counts_NG[np.flatnonzero(rich)], [symbol.upper() for symbol in symbols], _ALL_GENES)
+    if not profiles:
+        return []
+    hashes = np.unique(hash_array(np.array(profiles, dtype=object), categorize=False))
+    return np.sort(hashes.view(np.int64))[:SKETCH].tolist()
+
+
+def _rows_of(matrix: Any) -> np.ndarray:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def containment(sketch: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[float, int]:
+    """Which share of the spots behind one sketch the other's section holds, and on how many hashes the estimate
+    stands. (0.0, 0) where nothing can be said."""
+    mine, theirs = (np.sort(np.asarray(hashes, dtype=np.int64)) for hashes in (sketch, other))
+    if not len(mine) or not len(theirs):
+        return 0.0, 0
+    ends = [hashes[-1] for hashes in (mine, theirs) if len(hashes) >= SKETCH]
+    seen = mine[mine <= min(ends)] if ends else mine
+    return (float(np.isin(seen, theirs).mean()), len(seen)) if len(seen) else (0.0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Which slides a section's content is known from."""
+
+    alike: list[str]  # slide_ids of slides that share spots or a picture, sorted
+    same: str | None  # the slide that it repeats, where it is to be refused for it
+    shared: float  # the fraction of its spots that this slide holds
+
+
+class KnownSlides:
+    """The content of the lake's live slides, and of those of this run, to be asked about one section at a time.
+
+    Built once from the catalogue's rows; asking costs a search in one sorted array of hashes and one pass over the
+    picture hashes, and reads nothing.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`rows` have slide_id, profile_sketch and image_hash (the last two may be None or absent)."""
+        self._ids: list[str] = []
+        self._number: dict[str, int] = {}  # of the slide that a name stands for now
+        self._sketches: list[np.ndarray] = []
+        self._pictures: list[str] = []
+        self._gone: set[int] = set()
+        for row in rows:
+            self._note(row["slide_id"], row.get("profile_sketch"), row.get("image_hash"))
+        sizes = [len(sketch) for sketch in self._sketches]
+        hashes = np.concatenate([np.zeros(0, dtype=np.int64), *self._sketches])
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owner = hashes[order], owner[order]
+        self._bits, self._lengths = _bits(self._pictures), _lengths(self._pictures)
+        self._later: dict[int, list[int]] = {}  # hash -> slides added since
+
+    def _note(self, slide_id: str, sketch: Sequence[int] | None, picture: str | None) -> None:
+        if slide_id in self._number:
+            self._gone.add(self._number[slide_id])
+        self._number[slide_id] = len(self._ids)
+        self._ids.append(slide_id)
+        self._sketches.append(np.array([] if sketch is None else sketch, dtype=np.int64))
+        self._pictures.append(picture or "")
+
+    def forget(self, slide_ids: Iterable[str]) -> None:
+        """Leave slides out of account from here on."""
+        self._gone.update(self._number[slide_id] for slide_id in slide_ids if slide_id in self._number)
+
+    def replace(self, slide_id: str, record: Mapping[str, Any]) -> None:
+        """Put a section's content in the place of what was known under its name."""
+        self._note(slide_id, record.get("profile_sketch"), record.get("image_hash"))
+        for value in self._sketches[-1].tolist():
+            self._later.setdefault(value, []).append(len(self._ids) - 1)
+
+    def judge(self, slide_id: str, record: Mapping[str, Any], settings: DuplicateSettings) -> Verdict:
+        """What is known of a section's content under other names."""
+        sketch = np.array(record.get("profile_sketch") or [], dtype=np.int64)
+        alike: set[str] = set()
+        same, shared = None, 0.0
+        for i in sorted(self._sharing(sketch), key=lambda i: self._ids[i]):
+            if self._ids[i] == slide_id:
+                continue
+            inside, seen = containment(sketch, self._sketches[i])
+            around, _ = containment(self._sketches[i], sketch)
+            if seen >= FEW and inside >= settings.max_shared and inside > shared:
+                same, shared = self._ids[i], inside
+            if max(inside, around) >= settings.min_shared:
+                alike.add(self._ids[i])
+        near = self._near_pictures(record.get("image_hash") or "", settings.image_bits)
+        alike |= {self._ids[i] for i in near} - {slide_id}
+        refused = same is not None and settings.slides == "refuse"
+        return Verdict(alike=sorted(alike), same=same if refused else None, shared=shared)
+
+    def _sharing(self, sketch: np.ndarray) -> set[int]:
+        """Numbers of the slides that hold any of these hashes."""
+        left, right = (np.searchsorted(self._hashes, sketch, side=side) for side in ("left", "right"))
+        found = {int(i) for a, b in zip(left, right, strict=True) for i in self._owner[a:b]}
+        return (found | {i for value in sketch.tolist() for i in self._later.get(value, ())}) - self._gone
+
+    def _near_pictures(self, picture: str, most_bits: int) -> set[int]:
+        if not picture:
+            return set()
+        fresh = self._pictures[len(self._bits) :]
+        self._bits = np.concatenate([self._bits, _bits(fresh)])
+        self._lengths = np.concatenate([self._lengths, _lengths(fresh)])
+        distance = np.bitwise_count(self._bits ^ _bits([picture])).sum(axis=1)
+        near = (distance <= most_bits) & (self._lengths == len(picture))
+        return set(np.flatnonzero(near).tolist()) - self._gone
+
+
+def _bits(pictures: Sequence[str]) -> np.ndarray:
+    """Hexadecimal hashes of up to 256 bits as uint64 (P, 4)."""
+    packed = b"".join(int(picture or "0", 16).to_bytes(32, "big") for picture in pictures)
+    return np.frombuffer(packed, dtype=np.uint64).reshape(len(pictures), 4)
+
+
+def _lengths(pictures: Sequence[str]) -> np.ndarray:
+    return np.fromiter((len(picture) for picture in pictures), dtype=np.int64, count=len(pictures))
