@@ -301,7 +301,7 @@ def test_two_species(tmp_path: Path) -> None:
     error = refusal(truth.folder)
     assert (error.rule, error.figure, error.limit) == ("one_species", 2.0, 1.0)
     assert "species = human or mouse" in str(error)
-    slide = read(truth.folder, species="mouse")
+    slide = read(truth.folder, species="Mus musculus")
     assert slide.symbols == [name for _, name, _, _ in gene_features(40, "mouse")]
     assert slide.ensembl_ids == [gene for gene, _, _, _ in gene_features(40, "mouse")]
     assert slide.counts.sum() == truth.counts[:, 40:].sum()

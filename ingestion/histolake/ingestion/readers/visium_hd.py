@@ -37,8 +37,8 @@ from histolake.ingestion.readers.bins import (
     target_of,
 )
 from histolake.ingestion.readers.matrices import Genes, open_h5
+from histolake.ingestion.readers.one_species import genes_of_one_species
 from histolake.ingestion.readers.space_ranger import spatial_roles
-from histolake.ingestion.readers.species import genes_of_one_species
 from histolake.ingestion.readers.visium_image import choose_image, image_roles, read_scalefactors
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError, UsageError

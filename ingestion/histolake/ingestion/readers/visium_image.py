@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histolake.ingestion.readers import Listing
+from histolake.ingestion.readers.matrices import unpacked
 from histolake.ingestion.slide import ScaleEvidence
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -34,7 +35,7 @@ NOT_THE_SLIDE = (
     "cytassist",
 )
 HINTS = ("tissue_image", "fullres", "full_res", "image")
-REDUCED = ("hires", "lowres")
+REDUCED = ("hires", "lowres")  # their roles are "hires image" and "lowres image"
 SAME_SIZE = 0.01  # two sizes are the same when both sides differ by less than this fraction
 # The span of all positions against the sides of the image that they were measured on, where no copy tells its size:
 # the frame of fiducials and some glass lie around them, but not several times as much.
@@ -80,7 +81,7 @@ def image_roles(folders: Sequence[Listing], prefix: str = "") -> dict[str, str]:
 def read_scalefactors(uri: str) -> dict[str, float]:
     """`scalefactors_json.json`. Raises `SourceError` where it is not whole, or a factor is no factor."""
     try:
-        values = json.loads(Location.parse(uri).read_bytes())
+        values = json.loads(unpacked(uri))
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     except (ValueError, AttributeError) as error:
         raise SourceError(
@@ -102,8 +103,8 @@ def read_scalefactors(uri: str) -> dict[str, float]:
 def choose_image(
     files: Mapping[str, str], factors: Mapping[str, float], xy_px_N2: np.ndarray, named: str | None
 ) -> ImageChoice:
-    """The image to read with. `files` has the roles of `image_roles`, `hires` and `lowres`; `xy_px_N2` are all
-    positions. Raises `SourceError` (`image_fits`) where the image that the curator names is another one."""
+    """The image to read with. `files` has the roles of `image_roles`, `hires image` and `lowres image`; `xy_px_N2` are
+    all positions. Raises `SourceError` (`image_fits`) where the image that the curator names is another one."""
     copies = _copies(files, factors)
     expected = next((size for _, _, size in copies), None)
     if named:
@@ -126,8 +127,9 @@ def _copies(files: Mapping[str, str], factors: Mapping[str, float]) -> list[tupl
     found = []
     for name in REDUCED:
         factor = factors.get(f"tissue_{name}_scalef")
-        if name in files and factor:
-            found.append((files[name], factor, np.array(_size_px(files[name]), dtype=float) / factor))
+        uri = files.get(f"{name} image")
+        if uri and factor:
+            found.append((uri, factor, np.array(_size_px(uri), dtype=float) / factor))
     return found
 
 
@@ -161,12 +163,11 @@ def _named(uri: str, expected: np.ndarray | None, copies: list[tuple[str, float,
 def _check_scales_known(files: Mapping[str, str], factors: Mapping[str, float]) -> None:
     """A reduced copy whose factor nobody tells cannot be used, and must not be passed over in silence."""
     for name in REDUCED:
-        if name in files and f"tissue_{name}_scalef" not in factors:
-            wanted = (
-                files.get("scalefactors") or Location.parse(files[name]).parent().join("scalefactors_json.json").uri
-            )
+        uri = files.get(f"{name} image")
+        if uri and f"tissue_{name}_scalef" not in factors:
+            wanted = files.get("scalefactors") or Location.parse(uri).parent().join("scalefactors_json.json").uri
             raise SourceError(
-                f"{files[name]} is a reduced image, and {wanted} does not tell tissue_{name}_scalef, by how much. Add "
+                f"{uri} is a reduced image, and {wanted} does not tell tissue_{name}_scalef, by how much. Add "
                 "it, or name the full-resolution image.",
                 rule="missing_file",
                 figure=1.0,
