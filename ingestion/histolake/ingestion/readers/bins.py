@@ -24,7 +24,17 @@ from histolake.ingestion.readers.pooling import nearest_centre, steps_um
 from histolake.ingestion.readers.visium_positions import fit_array, parquet_file
 from histolake.platform.errors import SourceError, UsageError
 
-__all__ = ["Grid", "Pooled", "PseudoVisium", "Squares", "Target", "VisiumHDSettings", "pool", "read_grid", "target_of"]
+__all__ = [
+    "Grid",
+    "PooledBins",
+    "PseudoVisium",
+    "Squares",
+    "Target",
+    "VisiumHDSettings",
+    "pool_bins",
+    "read_grid",
+    "target_of",
+]
 
 PSEUDO_VISIUM = "pseudo-visium"
 FINEST_UM = 2
@@ -172,7 +182,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pooled:
+class PooledBins:
     """Spots that hold at least one bin with counts, in raster order. in_spots + outside = all counts of the matrix."""
 
     row: np.ndarray  # (S,) int32
@@ -226,7 +236,7 @@ def read_grid(uri: str, bin_um: float) -> Grid:
     )
 
 
-def pool(stored: H5Matrix, grid: Grid, target: Target) -> Pooled:
+def pool_bins(stored: H5Matrix, grid: Grid, target: Target) -> PooledBins:
     """Sum the counts of the bins of each spot."""
     from scipy.sparse import csr_array, vstack
 
@@ -254,7 +264,7 @@ def pool(stored: H5Matrix, grid: Grid, target: Target) -> Pooled:
         counts_SG = csr_array((ones, (local, np.arange(len(local)))), shape=(len(spots), len(local))) @ stacked
     inside = float(counts_SG.data.sum(dtype=np.float64))
     row, col = (part.astype(np.int32) for part in np.divmod(spots, _KEY))
-    return Pooled(
+    return PooledBins(
         row=row,
         col=col,
         counts_SG=counts_SG,

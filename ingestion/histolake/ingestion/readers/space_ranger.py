@@ -79,7 +79,7 @@ class SpaceRangerReader:
         files = spatial_roles(spatial) if spatial else spatial_roles(folder, prefix)
         metadata_files, metadata = read_beside(folder) if alone else ({}, {})
         beside_outs = [Listing(folder.location.parent())] if alone and folder.location.name == "outs" else []
-        files |= image_roles([folder, *beside_outs], "" if alone else prefix)
+        files |= image_roles([folder, *beside_outs], metadata.get("image"), "" if alone else prefix)
         files |= metadata_files | ({"counts": counts} if counts else {})
         if (spatial or folder).file(CYTASSIST, prefix + CYTASSIST):
             metadata = {"cytassist": True, **metadata}

@@ -40,7 +40,7 @@ SAME_SIZE = 0.01  # two sizes are the same when both sides differ by less than t
 # The span of all positions against the sides of the image that they were measured on, where no copy tells its size:
 # the frame of fiducials and some glass lie around them, but not several times as much.
 MAX_SIDES_PER_SPAN = 4.0
-FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks: 144.60 px at 0.7262 um/px of fitted pitch
+FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks; by the fitted pitch two real slides have 104.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,14 @@ class ImageChoice:
         return tuple(found)
 
 
-def image_roles(folders: Sequence[Listing], prefix: str = "") -> dict[str, str]:
-    """Images that lie in these folders and may be the slide, the likeliest first, as roles of a source.
+def image_roles(folders: Sequence[Listing], named: str | None, prefix: str = "") -> dict[str, str]:
+    """Images that lie in these folders and may be the slide, the likeliest first, as roles of a source; the one that
+    `section.json` names alone, where it is there.
 
     `prefix` is what the names must start with, where a folder holds several sections.
     """
+    if named and Location.parse(named).is_file():
+        return {"image": named}
     found: list[tuple[int, str, str]] = []
     for rank, folder in enumerate(folders):
         for name in folder.files:
