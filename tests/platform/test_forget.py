@@ -8,6 +8,7 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 
+from histolake.platform.cache import cache_folder
 from histolake.platform.errors import SlideNotFoundError
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
@@ -75,3 +76,16 @@ def test_forgetting_takes_a_dead_attempt_of_the_slide_too(lake: Lake, writer: Mo
     lake.keeper.release(attempt.ingest_id)  # as if its process had died and its lease were gone
     forget(lake, slide_id="c/a")
     assert holders(Path(lake.uri), [b"c/a-spot", b"c/a"]) == []
+
+
+def test_the_copy_of_an_embedded_image_goes_too(
+    lake: Lake, writer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mine, source = cache_folder("embedded") / "mine.tif", tmp_path / "source.tif"
+    for number, image in enumerate((mine, source)):
+        image.write_bytes(bytes(100))
+        writer.ingest(lake, f"c/s{number}", "one", 4, image=str(image))
+        forget(lake, slide_id=f"c/s{number}")
+    assert not mine.exists()
+    assert source.exists(), "what the curator keeps is not ours to remove"
