@@ -10,7 +10,7 @@ Only pictures are opened: three colours of 8 bits, or four with transparency. Fl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ __all__ = ["ZarrImage", "multiscale"]
 
 CACHE_BYTES = 192 << 20  # decoded chunks that are kept of one image
 MAX_CHUNK_BYTES = 512 << 20  # of a decoded chunk; an image written as one chunk cannot be read in regions
-TILE_PX = 1024  # side of what is looked at in one go for an overview
 MICROMETRES = {
     "angstrom": 1e-4,
     "nanometer": 1e-3,
@@ -95,8 +94,8 @@ class ZarrImage:
             raise damaged(self._file, error) from error
 
     def overview(self, max_px: int) -> np.ndarray:
-        """The whole image, its longer side at most `max_px`: the mean of square blocks of the smallest level that is
-        large enough."""
+        """The whole image, its longer side at most `max_px`: the mean of squares of the smallest level that is large
+        enough."""
         try:
             level = self._full
             for path in self._paths[1:]:
@@ -165,6 +164,13 @@ class _Level:
                 region[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top : y1 - top, x0 - left : x1 - left]
         return region
 
+    def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Every block once, with the pixel in which it begins; none is kept."""
+        wide, high = self._block_px
+        for y in range(0, self.size_px[1], high):
+            for x in range(0, self.size_px[0], wide):
+                yield x, y, self._decoded(x // wide, y // high)
+
     def forget(self) -> None:
         """Drop the kept blocks."""
         self._kept.clear()
@@ -173,6 +179,12 @@ class _Level:
         if (column, row) in self._kept:
             self._kept.move_to_end((column, row))
             return self._kept[column, row]
+        block = self._kept[column, row] = self._decoded(column, row)
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
+            self._kept.popitem(last=False)
+        return block
+
+    def _decoded(self, column: int, row: int) -> np.ndarray:
         wide, high = self._block_px
         # An axis that is neither a place nor a colour (time, depth) has its first plane read.
         where: list[Any] = [0] * len(self._axes)
@@ -181,11 +193,7 @@ class _Level:
         where[self._axes.index("c")] = slice(None)
         left = [name for name in self._axes if name in "xyc"]
         block = np.asarray(self._array[tuple(where)]).transpose([left.index(name) for name in "yxc"])
-        block = np.ascontiguousarray(block if block.shape[2] == 3 else _on_white(block))
-        self._kept[column, row] = block
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
-            self._kept.popitem(last=False)
-        return block
+        return np.ascontiguousarray(block if block.shape[2] == 3 else _on_white(block))
 
 
 def _on_white(block: np.ndarray) -> np.ndarray:
@@ -194,20 +202,23 @@ def _on_white(block: np.ndarray) -> np.ndarray:
 
 
 def _reduced(level: _Level, factor: int) -> np.ndarray:
-    """The level with each `factor` x `factor` block as its mean, tile by tile; the last blocks may be smaller."""
+    """The level with each `factor` x `factor` square as its mean; those at the right and lower edge may be smaller.
+    One block of the level is held at a time."""
     width, height = level.size_px
-    small = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-    side = max(1, TILE_PX // factor) * factor
-    for y in range(0, height, side):
-        for x in range(0, width, side):
-            tile = level.read(x, y, min(side, width - x), min(side, height - y))
-            if factor > 1:
-                pad = [(0, -tile.shape[axis] % factor) for axis in (0, 1)]
-                tile = np.pad(tile, [*pad, (0, 0)], mode="edge")
-                blocks = tile.reshape(tile.shape[0] // factor, factor, tile.shape[1] // factor, factor, 3)
-                tile = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
-            small[y // factor :, x // factor :][: tile.shape[0], : tile.shape[1]] = tile
-    return small
+    rows, columns = np.arange(height) // factor, np.arange(width) // factor
+    total = np.zeros((rows[-1] + 1, columns[-1] + 1, 3), np.uint32)
+    for x, y, block in level.blocks():
+        down, across = rows[y : y + block.shape[0]], columns[x : x + block.shape[1]]
+        part = np.add.reduceat(block, _starts(down), axis=0, dtype=np.uint32)
+        part = np.add.reduceat(part, _starts(across), axis=1)
+        total[down[0] : down[-1] + 1, across[0] : across[-1] + 1] += part
+    pixels = np.bincount(rows)[:, None] * np.bincount(columns)[None]
+    return np.rint(total / pixels[..., None]).astype(np.uint8)
+
+
+def _starts(squares: np.ndarray) -> np.ndarray:
+    """Where each of a rising sequence of numbers begins."""
+    return np.flatnonzero(np.diff(squares, prepend=squares[0] - 1))
 
 
 def _scale_of(level: Mapping[str, Any], n_axes: int) -> list[float]:
