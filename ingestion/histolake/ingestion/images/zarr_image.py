@@ -10,18 +10,20 @@ Only pictures are opened: three colours of 8 bits, or four with transparency. Fl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from histolake.ingestion.images.files import ImageFile, damaged
+from histolake.ingestion.images.overview import fitted, shrunk
 from histolake.ingestion.zarr_groups import DAMAGE, group_attributes, open_array
 from histolake.platform.errors import SourceError
 
 __all__ = ["ZarrImage", "multiscale"]
 
 CACHE_BYTES = 192 << 20  # decoded chunks that are kept of one image
+OVERVIEW_BYTES = 16 << 20  # the same while an overview is made, which wants each chunk once
 MAX_CHUNK_BYTES = 512 << 20  # of a decoded chunk; an image written as one chunk cannot be read in regions
 MICROMETRES = {
     "angstrom": 1e-4,
@@ -94,16 +96,15 @@ class ZarrImage:
             raise damaged(self._file, error) from error
 
     def overview(self, max_px: int) -> np.ndarray:
-        """The whole image, its longer side at most `max_px`: the mean of squares of the smallest level that is large
-        enough."""
+        """The whole image, its longer side at most `max_px`, from the smallest level that is large enough."""
         try:
-            level = self._full
+            level = self._level(self._paths[0], OVERVIEW_BYTES)
             for path in self._paths[1:]:
-                smaller = self._level(path)
+                smaller = self._level(path, OVERVIEW_BYTES)
                 if max(smaller.size_px) < max_px:
                     break
                 level = smaller
-            return _reduced(level, -(-max(level.size_px) // max_px))
+            return shrunk(level.read, level.size_px, fitted(self.size_px, max_px))
         except DAMAGE as error:
             raise damaged(self._file, error) from error
 
@@ -111,7 +112,7 @@ class ZarrImage:
         """Drop the chunks that are kept."""
         self._full.forget()
 
-    def _level(self, path: str) -> _Level:
+    def _level(self, path: str, keep_bytes: int = CACHE_BYTES) -> _Level:
         array = open_array(self._file.location, path)
         colours = array.shape[self._axes.index("c")] if "c" in self._axes else 1
         if array.dtype != np.uint8 or colours not in (3, 4):
@@ -123,7 +124,7 @@ class ZarrImage:
                 limit=3.0,
                 file=self._file.uri,
             )
-        level = _Level(array, self._axes, colours)
+        level = _Level(array, self._axes, colours, keep_bytes)
         if level.chunk_bytes > MAX_CHUNK_BYTES:
             raise SourceError(
                 f"The image {self._file.uri} is stored in chunks of {level.chunk_bytes >> 20} MiB; at most "
@@ -139,8 +140,9 @@ class ZarrImage:
 class _Level:
     """One array of a pyramid, read in blocks that are its chunks in y and x with all colours."""
 
-    def __init__(self, array: Any, axes: list[str], colours: int) -> None:
+    def __init__(self, array: Any, axes: list[str], colours: int, keep_bytes: int) -> None:
         self._array = array
+        self._keep_bytes = keep_bytes
         self._axes = axes
         self._x, self._y = axes.index("x"), axes.index("y")
         self.size_px = int(array.shape[self._x]), int(array.shape[self._y])
@@ -164,13 +166,6 @@ class _Level:
                 region[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top : y1 - top, x0 - left : x1 - left]
         return region
 
-    def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Every block once, with the pixel in which it begins; none is kept."""
-        wide, high = self._block_px
-        for y in range(0, self.size_px[1], high):
-            for x in range(0, self.size_px[0], wide):
-                yield x, y, self._decoded(x // wide, y // high)
-
     def forget(self) -> None:
         """Drop the kept blocks."""
         self._kept.clear()
@@ -180,7 +175,7 @@ class _Level:
             self._kept.move_to_end((column, row))
             return self._kept[column, row]
         block = self._kept[column, row] = self._decoded(column, row)
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._keep_bytes:
             self._kept.popitem(last=False)
         return block
 
@@ -199,26 +194,6 @@ class _Level:
 def _on_white(block: np.ndarray) -> np.ndarray:
     alpha = block[..., 3:].astype(np.float32) / 255
     return np.rint(block[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def _reduced(level: _Level, factor: int) -> np.ndarray:
-    """The level with each `factor` x `factor` square as its mean; those at the right and lower edge may be smaller.
-    One block of the level is held at a time."""
-    width, height = level.size_px
-    rows, columns = np.arange(height) // factor, np.arange(width) // factor
-    total = np.zeros((rows[-1] + 1, columns[-1] + 1, 3), np.uint32)
-    for x, y, block in level.blocks():
-        down, across = rows[y : y + block.shape[0]], columns[x : x + block.shape[1]]
-        part = np.add.reduceat(block, _starts(down), axis=0, dtype=np.uint32)
-        part = np.add.reduceat(part, _starts(across), axis=1)
-        total[down[0] : down[-1] + 1, across[0] : across[-1] + 1] += part
-    pixels = np.bincount(rows)[:, None] * np.bincount(columns)[None]
-    return np.rint(total / pixels[..., None]).astype(np.uint8)
-
-
-def _starts(squares: np.ndarray) -> np.ndarray:
-    """Where each of a rising sequence of numbers begins."""
-    return np.flatnonzero(np.diff(squares, prepend=squares[0] - 1))
 
 
 def _scale_of(level: Mapping[str, Any], n_axes: int) -> list[float]:
