@@ -126,6 +126,28 @@ def test_no_two_different_files_share_a_checksum() -> None:
     assert len(known) == len(set(known)) > 60
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('sha256 = "', 'sha256 = "zz'), "which is none"),
+        (('name = "Small_Section"', ""), "no list of public cohorts"),
+        (("[section.files]", "[section.files"), "no list of public cohorts"),
+        (("[[section]]", '[[cohort]]\nname = "Small_Section"\ntitle = ""\nsections = []\n[[section]]'), "twice"),
+    ],
+)
+def test_a_list_of_ones_own_that_is_faulty_is_refused(
+    served: Path, tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    listed = public_server.write_list(tmp_path / "list.toml", served, [NAME])
+    assert len(load_catalogue(str(listed)).rows()) == 1
+    faulty = tmp_path / "faulty.toml"
+    faulty.write_text(listed.read_text().replace(*change))
+    with pytest.raises(UsageError, match=said):
+        load_catalogue(str(faulty))
+    with pytest.raises(UsageError, match="not a file"):
+        load_catalogue(str(tmp_path / "gone.toml"))
+
+
 def test_a_name_that_is_not_there_is_told_with_one_like_it() -> None:
     with pytest.raises(UsageError, match="Did you mean V1_Human_Lymph_Node"):
         find_cohort(load_catalogue(), "v1_human_lymphnode")
@@ -348,6 +370,8 @@ def test_mistakes_and_failures_are_one_sentence_with_their_exit_code(settings: P
     assert unknown.returncode == 2 and "Did you mean V1_Human_Heart" in unknown.stderr
     both = histolake("sample", NAME, "--from", str(tmp_path), *to, **variables(settings))
     assert both.returncode == 2 and "name one" in both.stderr
+    uncut = histolake("sample", "--blocks", "3", *to)
+    assert uncut.returncode == 2 and "--blocks" in uncut.stderr
     nowhere = variables(settings) | {"HISTOLAKE_PUBLIC__BASE_URL": f"http://127.0.0.1:{closed_port()}"}
     started = time.monotonic()
     offline = histolake("sample", NAME, *to, **nowhere)

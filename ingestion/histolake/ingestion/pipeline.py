@@ -20,10 +20,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
 
 from histolake.ingestion.discover import Candidate
-from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides, with_look_alikes
 from histolake.ingestion.estimate import survey
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
@@ -37,6 +35,7 @@ from histolake.ingestion.outcome import (
     rejections_of_spots,
     unchanged,
 )
+from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
 from histolake.ingestion.worker import IngestSettings, Look, Work, Written, add_pyramid, look, source_digest
 from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
@@ -78,63 +77,30 @@ def settings_digest(settings: IngestSettings) -> str:
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
     """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
-    live = {} if lake is None else _live(lake)
-    known = _known(lake)
+    live = Live(()) if lake is None else Live.of(lake)
+    known = known_slides(lake)
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
         digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
         found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
         for c, d in zip(wave, digests, strict=True):
-            row = None if isinstance(d, SourceError) else live.get((c.slide_id, d, digest))
+            row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
             if row is not None and lake is not None and c.slide_id not in found:
                 found[c.slide_id] = unchanged(c, row, lake)
         fresh = [c for c in wave if c.slide_id not in found]
         surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
         looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
         costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
-        for c, told in zip(fresh, _told_apart(fresh, looks, known, settings.duplicates), strict=True):
-            found[c.slide_id] = as_read(c, told, "planned")
-            if not isinstance(told, SourceError):
+        for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
+            found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
+            if isinstance(told, Look):
                 cost = costs[c.slide_id]
                 found[c.slide_id] = replace(
                     found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
                 )
         outcomes += [found[c.slide_id] for c in wave]
     return outcomes
-
-
-def _live(lake: Lake) -> dict[tuple[str, str, str], dict[str, Any]]:
-    rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"]).to_pylist()
-    return {(row["slide_id"], row["source_digest"], row["settings_digest"]): row for row in rows}
-
-
-def _known(lake: Lake | None) -> KnownSlides:
-    """The content of the live slides, read once a run."""
-    columns = ["slide_id", "profile_sketch", "image_hash"]
-    return KnownSlides(() if lake is None else lake.at().slides().select(columns).to_pylist())
-
-
-def _told_apart(
-    candidates: Sequence[Candidate],
-    looks: Sequence[Look | SourceError],
-    known: KnownSlides,
-    settings: DuplicateSettings,
-) -> list[Look | SourceError]:
-    """The looks with their look-alikes; a section whose content is known under another name becomes a refusal. Of two
-    in one wave the first by slide_id stays."""
-    told: dict[str, Look | SourceError] = {}
-    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
-        if not isinstance(found, SourceError):
-            try:
-                others = known.judge(candidate.slide_id, found.record, settings)
-            except SourceError as problem:
-                found = problem
-            else:
-                found = replace(found, record=with_look_alikes(found.record, others))
-                known.replace(candidate.slide_id, found.record)
-        told[candidate.slide_id] = found
-    return [told[candidate.slide_id] for candidate in candidates]
 
 
 def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -166,7 +132,8 @@ class _Run:
         self._attempts: dict[str, Attempt] = {}  # begun, not yet published
         self._staged: dict[str, Outcome] = {}  # staged, not yet published
         self._published_s = time.monotonic()
-        self._known = _known(lake)
+        self._known = known_slides(lake)
+        self._ingest_ids: dict[str, str] = {}  # slide_id -> the ingest whose content is known under it
 
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
@@ -185,7 +152,8 @@ class _Run:
         """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
         digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
-        live = _live(self._lake)
+        live = Live.of(self._lake)
+        self._ingest_ids |= live.published
         fresh = []
         for candidate, digest in zip(candidates, digests, strict=True):
             if (other := left(candidate, digest)) is not None:
@@ -193,19 +161,21 @@ class _Run:
                 continue
             # A source that cannot even be hashed is refused under a digest of its problem.
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
-            key = (candidate.slide_id, found, under)
-            if key in live:
-                self.outcomes[candidate.slide_id] = unchanged(candidate, live[key], self._lake)
+            row = live.row(candidate.slide_id, found, under)
+            if row is not None:
+                self.outcomes[candidate.slide_id] = unchanged(candidate, row, self._lake)
                 continue
             attempt = self._lake.begin(
                 candidate.slide_id, source_digest=found, settings_digest=under, source=candidate.uri
             )
             if attempt.state == "unchanged":  # another writer published it a moment ago
-                self.outcomes[candidate.slide_id] = unchanged(candidate, _live(self._lake)[key], self._lake)
+                assert attempt.live is not None
+                self.outcomes[candidate.slide_id] = unchanged(candidate, attempt.live, self._lake)
                 continue
             self._attempts[candidate.slide_id] = attempt
             if attempt.state == "adopted":
                 self._staged[candidate.slide_id] = adopted(candidate, attempt)
+                self._know(attempt)
             elif isinstance(digest, SourceError):
                 self._refuse(candidate, digest)
             else:
@@ -217,11 +187,18 @@ class _Run:
         root = self._lake.root
         calls = [(c, root, self._settings, self._attempts[c.slide_id].ingest_id) for c in candidates]
         found = in_tasks(look, calls, "reading", self._tell)
-        found = _told_apart(candidates, found, self._known, self._settings.duplicates)
+        found = tell_apart(candidates, found, self._known, self._settings.duplicates)
+        self._ingest_ids |= {
+            c.slide_id: self._attempts[c.slide_id].ingest_id
+            for c, told in zip(candidates, found, strict=True)
+            if isinstance(told, Look)
+        }
         looks = []
         for candidate, told in zip(candidates, found, strict=True):
             if isinstance(told, SourceError):
                 self._refuse(candidate, told)
+            elif isinstance(told, Twin):
+                self._refuse_twin(candidate, told)
             else:
                 looks.append((candidate, told))
         for species in sorted({told.species for _, told in looks}):
@@ -283,6 +260,19 @@ class _Run:
         attempt = self._attempts[candidate.slide_id]
         attempt.refuse(bare_record(candidate), rejections_of_slide(candidate.uri, problem))
         self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
+
+    def _know(self, attempt: Attempt) -> None:
+        """An adopted section was never looked at in this run; its content is known from its plan."""
+        assert attempt.plan is not None
+        if attempt.plan["status"] == "published":
+            self._known.replace(attempt.slide_id, attempt.plan["record"])
+            self._ingest_ids[attempt.slide_id] = attempt.ingest_id
+
+    def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
+        attempt = self._attempts[candidate.slide_id]
+        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
+        attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
+        self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
 
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""
