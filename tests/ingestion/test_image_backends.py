@@ -321,8 +321,8 @@ def test_a_slide_of_several_files_is_fetched_whole(
             "Slidedat.ini": b"[GENERAL]",
             "Data0001.dat": b"tiles",
         }
-    Location.parse(f"{bucket}/slides/a/Slidedat.ini").write_bytes(b"[CHANGED]")
-    assert (ImageFile.at(uri).local.parent / "a" / "Slidedat.ini").read_bytes() == b"[CHANGED]"
+    Location.parse(f"{bucket}/slides/a/Slidedat.ini").write_bytes(b"[GENERAL] once more")
+    assert (ImageFile.at(uri).local.parent / "a" / "Slidedat.ini").read_bytes() == b"[GENERAL] once more"
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
