@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from histolake.ingestion.images.files import ImageFile, companions
 from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
+from histolake.ingestion.images.tiff_layout import missing_bytes
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -298,6 +300,31 @@ def test_ome_units(tmp_path: Path, size: float, unit: str, um_per_px: float | No
     metadata |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
     tifffile.imwrite(tmp_path / "a.ome.tif", TRUTH, metadata=metadata, photometric="rgb", **TILES)
     assert open_image(str(tmp_path / "a.ome.tif")).um_per_px == (um_per_px and pytest.approx(um_per_px))
+
+
+def write_ndpi(path: Path, pixels_bytes: int, page_at: int, stated_bytes: int | None = None) -> None:
+    """The frame of an NDPI file: a classic TIFF, but offsets of pages have 8 bytes, and so have the upper halves of all
+    values, which follow a page."""
+    stated = pixels_bytes if stated_bytes is None else stated_bytes
+    tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 12, 277: 1, 278: 64, 279: stated, 65420: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with path.open("wb") as stream:
+        stream.write(b"II*\0" + struct.pack("<Q", page_at))
+        stream.seek(page_at)
+        stream.write(struct.pack("<H", len(tags)) + entries + struct.pack("<Q", 0) + bytes(4 * len(tags)))
+
+
+@pytest.mark.parametrize("page_at", [5_000, 5 << 30])
+def test_an_ndpi_file_must_hold_its_pixels(tmp_path: Path, page_at: int) -> None:
+    path = tmp_path / "a.ndpi"  # the larger one has a hole in it, and takes no room
+    write_ndpi(path, 4096, page_at)
+    assert missing_bytes(path) is None
+    with path.open("r+b") as stream:
+        stream.truncate(page_at + 60)
+    assert missing_bytes(path) is not None
+    write_ndpi(path, 4096, page_at, stated_bytes=(1 << 32) - 1 if page_at < 1 << 32 else None)
+    if page_at < 1 << 32:
+        assert "its pixels would end at byte 4294967307" in str(missing_bytes(path))
 
 
 def test_a_slide_of_several_files_is_fetched_whole(
