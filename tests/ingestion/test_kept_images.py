@@ -13,6 +13,7 @@ from PIL import Image
 from histolake.ingestion import pipeline
 from histolake.ingestion.discover import Candidate, find_sections
 from histolake.ingestion.images import image_hash, open_image
+from histolake.ingestion.images.keeping import keep_overview
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.outcome import Outcome
 from histolake.ingestion.worker import SlideWorker, Work, add_pyramid, look
@@ -74,6 +75,23 @@ def test_the_overview_shows_the_image_and_its_hash_is_in_the_record(
     wanted = np.asarray(whole.resize(overview.shape[1::-1], Image.Resampling.BOX)).astype(int)
     assert np.abs(overview - wanted).mean() < 10
     assert told.record["image_hash"] == image_hash(open_image(str(tmp_path / "in" / "image.png")).overview(200))
+
+
+def test_sections_on_one_image_are_not_copies_of_each_other(lake: Lake, tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 255, (20, 60, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((1200, 400), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    rules = load_settings().section("images")
+
+    def hashed(ingest_id: str, left: float, right: float) -> int:
+        corners = np.array([[left, 20.0], [right, 380.0]])
+        return int(keep_overview(str(tmp_path / "a.png"), lake.root, ingest_id, rules, corners)[0], 16)
+
+    whole, one, again, other = (
+        hashed(name, *ends) for name, *ends in (("a", 10, 1190), ("b", 10, 380), ("c", 11, 379), ("d", 410, 780))
+    )
+    assert whole == int(image_hash(open_image(str(tmp_path / "a.png")).overview(1024)), 16)
+    assert (one ^ other).bit_count() > 60 and (one ^ whole).bit_count() > 60
+    assert (one ^ again).bit_count() <= 24
 
 
 @pytest.mark.parametrize("fault", ["counts", "few spots"])
