@@ -18,7 +18,7 @@ from histolake.ingestion.duplicates import (
     profile_sketch,
 )
 
-RULES = DuplicateSettings()
+RULES = DuplicateSettings(image_bits=6)
 SYMBOLS = [f"G{i:04d}" for i in range(600)]
 
 

@@ -14,6 +14,7 @@ from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
 from histolake.platform.lake.forget import forget
+from histolake.platform.storage import Location
 
 
 def holders(root: Path, needles: list[bytes]) -> list[str]:
@@ -27,6 +28,10 @@ def holders(root: Path, needles: list[bytes]) -> list[str]:
     return found
 
 
+def place(where: Location, text: str) -> None:
+    where.write_bytes(text.encode())
+
+
 def test_nothing_of_a_patient_is_left(lake: Lake, writer: ModuleType) -> None:
     writer.ingest(lake, "c/mine-1", "one", 12, patient="Jane")
     writer.ingest(lake, "c/mine-1", "two", 14, patient="Jane")  # the first attempt is a retired version
@@ -37,9 +42,15 @@ def test_nothing_of_a_patient_is_left(lake: Lake, writer: ModuleType) -> None:
         export(lake.at(), ExportSpec(name=name, slide_ids=slides), lake.root.join("exports", name))
 
     root = Path(lake.uri)
+    of = {row["ingest_id"]: row["slide_id"] for row in lake.catalog.slides(["ingest_id", "slide_id"]).to_pylist()}
+    for ingest_id, slide_id in of.items():  # the pictures of all attempts, and one whose attempt nothing names
+        place(lake.images.picture(ingest_id), f"overview of {slide_id}")
+        place(lake.images.pyramid(ingest_id), f"pyramid of {slide_id}")
+    place(lake.images.pyramid("0" * 32), "pyramid of a dead attempt at c/mine-1")
+    place(Location(f"{lake.images.picture('1' * 32).uri}.part"), "half an overview of c/mine-1")
     rows = [row for batch in lake.at().pairs(["slide_id", "pair_id", "spot_image"]) for row in batch.to_pylist()]
     mine = [row for row in rows if row["slide_id"] != "c/other"]
-    needles = [b"mine-1", b"mine-2", b"Jane"]
+    needles = [b"mine-1", b"mine-2", b"Jane", b"dead attempt", b"half an overview"]
     needles += [row["pair_id"] for row in mine] + [row["spot_image"][100:140] for row in mine]
     held = holders(root, needles)
     assert {needle for needle in needles if any(repr(needle) in line for line in held)} == set(needles)
@@ -47,7 +58,11 @@ def test_nothing_of_a_patient_is_left(lake: Lake, writer: ModuleType) -> None:
     receipt = forget(lake, patient=("study", "Jane"), models=["models:/omiclip/1"])
     assert receipt.slides == ["c/mine-1", "c/mine-2"] and receipt.pairs == 12 + 14 + 6
     assert receipt.rejections == 6 and receipt.exports == ["all"] and receipt.models == ["models:/omiclip/1"]
+    assert receipt.images == 2 * 3 + 2
     assert holders(root, needles) == []
+    kept = [ingest_id for ingest_id, slide_id in of.items() if slide_id == "c/other"]
+    assert sorted(lake.images.files()) == kept
+    assert lake.images.picture(kept[0]).read_bytes() == b"overview of c/other"
 
     assert lake.at().slides()["slide_id"].to_pylist() == ["c/other"]
     for kept in (version, lake.version):  # version v reads as v without them
