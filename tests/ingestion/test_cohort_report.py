@@ -62,10 +62,12 @@ class Page(HTMLParser):
             assert got["id"] not in self.by_id, f"the id {got['id']} is there twice"
             self.by_id[got["id"]] = got
         self.links += [got[name] for name in ("href", "src", "data", "action") if name in got]
+        if got.get("http-equiv") == "Content-Security-Policy":
+            self.policy = got["content"]
         if tag == "tr":
-            self._row = (
-                self.rows.setdefault((got["data-slide"], got["data-status"]), []) if "data-slide" in got else None
-            )
+            self._row = None
+            if "data-slide" in got:
+                self._row = self.rows.setdefault((got["data-slide"], got["data-status"]), [])
         if tag == "td" and self._row is not None:
             self._row.append("")
         if tag == "figure" and "data-slide" in got:
@@ -298,7 +300,7 @@ def test_limits_are_drawn_and_refused_spots_stand_beside_kept_ones() -> None:
     lost.add(np.array([12.0, 190.0]))
     assert kept is not None and kept.n == 3 and kept.median == 320.0
     drawn = str(histogram(kept, lost, [200.0]))
-    assert drawn.count('class="kept"') == 2 and drawn.count('class="lost"') == 2
+    assert drawn.count('class="kept"') == 3 and drawn.count('class="lost"') == 2
     assert "limit 200" in drawn
     at = float(re.findall(r'class="limit" d="M([\d.]+)', drawn)[0])
     lefts = {kind: [float(x) for x in re.findall(rf'class="{kind}" x="([\d.]+)"', drawn)] for kind in ("kept", "lost")}

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -213,6 +214,32 @@ class Location:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as part:
             part.write(data)
         Path(part.name).replace(target)
+
+    def upload(self, source: Path) -> None:
+        """Copy a file of this machine to here, block by block; in a store it appears at once or not at all."""
+        filesystem, path = self.filesystem()
+        with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a path on this machine, block by block."""
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_stream(path, compression=None) as stream, target.open("wb") as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Path]:
+        """A path on this machine with the content: the file itself, or a copy of a remote one that goes with the
+        block. What was opened inside may be read on after it."""
+        if not self.is_remote:
+            yield Path(self.uri)
+            return
+        with tempfile.TemporaryDirectory(prefix="histolake-") as folder:
+            copy = Path(folder) / self.name
+            self.download(copy)
+            yield copy
 
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""

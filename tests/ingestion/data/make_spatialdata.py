@@ -1,4 +1,4 @@
-"""Writes `spatialdata-2.tar.xz` and `spatialdata-3.tar.xz`: one small store in both zarr formats, by spatialdata itself.
+"""Writes `spatialdata-2.tar.xz` and `spatialdata-3.tar.xz`: one small store in both zarr formats, by spatialdata.
 
 The positions that have to come out are computed by spatialdata, too, and lie in the store as `expected.json`. Run in an
 environment of its own with spatialdata 0.7.3:

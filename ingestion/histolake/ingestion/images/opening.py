@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from histolake.ingestion.images.bmp_image import BmpImage
 from histolake.ingestion.images.files import ImageFile, damaged
 from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
@@ -30,7 +31,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, PlainImage)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, BmpImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:

@@ -122,8 +122,8 @@ def read_points(shapes: Element) -> tuple[np.ndarray, np.ndarray]:
     filesystem, path = file.filesystem()
     if not file.is_file():
         raise SourceError(
-            f"{shapes.location} holds no {SHAPES}; the way in which the first versions of SpatialData kept shapes is not "
-            "read. Write the store again with a current version of spatialdata.",
+            f"{shapes.location} holds no {SHAPES}; the way in which the first versions of SpatialData kept shapes is "
+            "not read. Write the store again with a current version of spatialdata.",
             rule="missing_file",
             figure=1.0,
             limit=0.0,
