@@ -51,8 +51,9 @@ class DuplicateSettings:
     slides: str = "refuse"  # a section whose spots a live slide holds: refuse it, or flag it look_alike
     max_shared: float = 0.9  # fraction of a section's spots that a live slide may hold before it is a duplicate
     min_shared: float = 0.1  # fraction of either's spots in the other from which two are look-alikes
-    # bits of 64 by which look-alike pictures differ at most; copies differ by 0 to 4, adjacent sections by 14 and more
-    image_bits: int = 6
+    # bits of 64 by which look-alike pictures differ at most: copies differ by 0 to 4, real adjacent sections by 14 and
+    # more, simulated ones by 6 and more
+    image_bits: int = 4
     spot_genes: int = 50  # expressed genes below which two equal profiles in a section are no duplicates
 
     def __post_init__(self) -> None:
