@@ -71,6 +71,8 @@ def sample(
         return
     if name and from_dir:
         raise UsageError(f"Both the public cohort {name!r} and --from {from_dir} are named; name one.")
+    if blocks > 1 and not name:
+        raise UsageError("--blocks cuts the sections of a public cohort that is named; name one.")
     with FileBars(console) as bars, Bars(console) as tell:
         asked = Public(settings=settings.section("public"), name=name, blocks=blocks, tell=bars.tell, say=bars.say)
         chosen = choose(

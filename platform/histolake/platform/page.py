@@ -1,7 +1,7 @@
 """HTML pages that need nothing but themselves: one stylesheet for all of them, and one way to fill a template.
 
-A page asks no machine for anything: pictures are inside it, fonts are the reader's own, and a policy in its head forbids
-the browser to fetch. Every value is escaped unless it is `Markup`, because names come from other people's files.
+A page asks no machine for anything: pictures are inside it, fonts are the reader's own, and a policy in its head
+forbids the browser to fetch. Every value is escaped unless it is `Markup`, for names come from others' files.
 """
 
 from __future__ import annotations

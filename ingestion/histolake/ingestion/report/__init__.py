@@ -9,10 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histolake.ingestion.report.render import render
-
     from histolake.ingestion.report.collect import collect
     from histolake.ingestion.report.facts import Cohort, Section
+    from histolake.ingestion.report.render import render
 
 __all__ = ["Cohort", "Section", "collect", "render"]
 

@@ -42,16 +42,27 @@ RULES = {
         "the same slide is in the lake already",
         "Compare the two side by side below; keep one, and correct the metadata if they are different after all.",
     ),
-    "species_symbols": ("the genes do not fit the species", "Correct `species` in the metadata, and ingest again."),
+    "species_fits": ("the genes do not fit the species", "Correct `species` in the metadata, and ingest again."),
+    "one_species": (
+        "several species are mixed",
+        "Name the species to keep in the metadata, and ingest again.",
+    ),
+    "image_fits": (
+        "the image is of another size than the positions",
+        "Give the image that the positions were measured on, or name it (`image`) in the metadata.",
+    ),
+    "format_known": ("the file is of a kind that cannot be read", "Write the file again with a current program."),
+    "name_taken": ("two sections have one name", "Name one of them in its section.json, or use two cohorts."),
+    "niche_size": ("too many spots in a niche", "Lower patches.niche_radius_um, or take a number of spots."),
     "min_genes": (
         "too few expressed genes",
-        "Usually the edge of the tissue. Where it is many spots, look for a fold, a shallow library or the wrong image.",
+        "Usually the edge of the tissue. Where it is many spots, look for a shallow library or the wrong image.",
     ),
     "min_counts": ("too few counts", "Usually the edge of the tissue or a shallow library."),
     "spot_in_image": ("the spot lies outside the image", "A few are normal at a cut edge; many mean the wrong image."),
     "spot_position": ("the spot has no position", "Give the complete table of positions if these spots matter."),
     "spot_selected": ("ruled out by the source itself", "Nothing: these spots were marked as off the tissue."),
-    "duplicate_spot": ("the same profile is in the lake already", "Check whether two files hold the same spots."),
+    "duplicate_spot": ("another spot has the same profile", "Check whether two exports were joined into one table."),
     "min_tissue": ("too little tissue under the spot", "Usually the edge of the tissue, or a hole in it."),
     "min_focus": ("the patch is out of focus", "Look at the image there; scan the slide again if it is large."),
 }
@@ -61,6 +72,8 @@ FLAGS = {
     "low_resolution": "low resolution: kept out of training unless asked",
     "image_reduced": "the image is a reduced copy",
     "image: none": "no image: for expression-only tasks",
+    "look_alike": "shares spots or looks with another slide",
+    "symbols_missing": "many genes have no symbol; genes.table can name them",
 }
 
 

@@ -158,7 +158,7 @@ def scale_rows(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]], float
     `rows`: name, words for the right margin, (origin, difference as a fraction), and for a refused section how far
     apart its statements are (else None).
     """
-    name_w, words_w, plot_w = 190, 210, 460
+    name_w, words_w, plot_w = 230, 250, 660
     width, height = name_w + plot_w + words_w, SCALE_ROW * len(rows) + 44
     bottom = height - 30
 
@@ -174,7 +174,7 @@ def scale_rows(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]], float
     for index, (name, words, found, apart) in enumerate(rows):
         y = 4 + SCALE_ROW * (index + 0.5)
         made.append(f'<path class="grid" d="M{name_w} {y:.1f}H{name_w + plot_w}"/>')
-        made.append(_text(name_w - 12, y + 4, _short(name, 26), 'text-anchor="end" class="name"'))
+        made.append(_text(name_w - 12, y + 4, _short(name, 34), 'text-anchor="end" class="name"'))
         made.append(_text(name_w + plot_w + 12, y + 4, words, ""))
         if apart is not None:
             end = x(apart)

@@ -47,6 +47,7 @@ def collect(
         quality={},
         lost={name: Distribution(measure) for name, measure in MEASURES.items()},
         limits=_limits_of(settings),
+        tolerance=settings.scale.tolerance,
         current_settings=_made_under(sections, settings),
     )
     _read_rejections(snapshot, cohort)
@@ -86,7 +87,11 @@ def _choose_shown(sections: Sequence[Section], limit: int) -> None:
 def _limits_of(settings: IngestSettings) -> dict[str, list[float]]:
     """measure -> the limits that the settings of today draw through it."""
     return {
-        name: [float(getattr(settings.quality, key)) for key in measure.settings if hasattr(settings.quality, key)]
+        name: [
+            float(limit)
+            for key in measure.settings
+            if (limit := getattr(settings.quality, key, 0)) > 0  # 0 keeps every spot
+        ]
         for name, measure in MEASURES.items()
     }
 
@@ -121,8 +126,8 @@ def _read_rejections(snapshot: Snapshot, cohort: Cohort) -> None:
                 places.setdefault(key, _Thinned()).add(row["x_px"], row["y_px"])
     for (ingest_id, rule), kept in places.items():
         by_ingest[ingest_id].refused_xy[rule] = kept.array()
-    for rule in rules.values():
-        rule.sections = sum(rule.rule in section.refused_spots for section in cohort.sections)
+    for counted in rules.values():
+        counted.sections = sum(counted.rule in section.refused_spots for section in cohort.sections)
     cohort.rules = sorted(rules.values(), key=lambda rule: -rule.spots)
     for name, found in limits.items():  # what was in force, where it differs from today's settings
         cohort.limits[name] = sorted(found)

@@ -96,6 +96,7 @@ class Likeness:
     other: str  # slide_id, anywhere in the lake
     why: str  # one sentence
     bits: int | None = None  # how many bits of the images' hashes differ
+    shared: float | None = None  # share of the spots of the smaller that the other holds, estimated
     refused: bool = False  # the first was refused for it
 
 
@@ -111,6 +112,7 @@ class Cohort:
     quality: dict[str, Distribution]  # measure -> over all kept spots of the cohort
     lost: dict[str, Distribution]  # measure -> over the spots refused by its rule
     limits: dict[str, list[float]]  # measure -> the limits that were in force
+    tolerance: float  # fraction by which statements of the scale may differ
     current_settings: bool  # whether every section was made under the settings of today
     elsewhere: dict[str, bytes] = field(default_factory=dict)  # slide_id -> overview of a look-alike outside the cohort
     alike: list[Likeness] = field(default_factory=list)

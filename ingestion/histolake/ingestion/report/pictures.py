@@ -145,7 +145,8 @@ def _whole(xy_S2: np.ndarray) -> Sequence[tuple[int, int]]:
 
 def _dots(xy_S2: np.ndarray, _diameter: float) -> str:
     """A point a spot: a stroke of no length whose round ends are the dot. Coordinates follow each other."""
-    parts, at = [], (0, 0)
+    parts: list[str] = []
+    at = (0, 0)
     for x, y in _whole(xy_S2):
         parts.append(f"m{x - at[0]} {y - at[1]}h0" if parts else f"M{x} {y}h0")
         at = (x, y)

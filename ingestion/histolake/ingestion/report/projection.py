@@ -78,7 +78,7 @@ def make_map(
     if table is not None:
         name, found = table
         vector_SD, section_S = _sampled_vectors(found, rows, settings)
-        of, notes = f"embeddings of {name}", []
+        of, notes = f"embeddings of {name}", _notes([])
     else:
         vector_SD, section_S, notes = _sampled_expression(snapshot, rows, settings)
         of = "expression"
@@ -147,7 +147,7 @@ def _embedding_table(snapshot: Snapshot, rows: Sequence[dict[str, Any]], asked: 
             found[place.name.removesuffix(".lance")] = place
     if asked is not None and asked.removesuffix(".lance") not in found:
         there = ", ".join(sorted(found)) or "none"
-        raise UsageError(f"The lake has no embeddings {asked!r}; there are: {there}. `histolake embed` makes them.")
+        raise UsageError(f"The lake has no embeddings {asked!r}; there are: {there}. Name one of these.")
     names = [asked.removesuffix(".lance")] if asked else sorted(found, key=_newest_first)
     wanted = pa.array([row["ingest_id"] for row in rows], pa.string())
     best: tuple[int, str, Any] | None = None
@@ -160,7 +160,7 @@ def _embedding_table(snapshot: Snapshot, rows: Sequence[dict[str, Any]], asked: 
         if held and (best is None or len(held) > best[0]):
             best = (len(held), name, dataset)
     if asked is not None and best is None:
-        raise UsageError(f"The embeddings {asked!r} hold none of these sections; make them with `histolake embed`.")
+        raise UsageError(f"The embeddings {asked!r} hold none of these sections; leave --embeddings out.")
     return None if best is None else best[1:]
 
 

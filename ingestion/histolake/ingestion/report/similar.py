@@ -7,27 +7,29 @@ being copies, and simulated sections of one kind look alike. So these are pairs 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
+from histolake.ingestion.duplicates import containment
 from histolake.ingestion.report.facts import Likeness, Section
 
 __all__ = ["NEAR_BITS", "find_alike", "hamming"]
 
-NEAR_BITS = 8  # of 64: hashes that differ in no more are listed as near
+NEAR_BITS = 8  # hashes that differ in no more are listed as near, or in what the settings call near if that is more
 MOST = 60  # pairs listed at most, the nearest first
 BLOCK = 1024  # hashes compared at once
 
 
-def find_alike(sections: Sequence[Section], lake_slides: pa.Table) -> list[Likeness]:
+def find_alike(sections: Sequence[Section], lake_slides: pa.Table, near_bits: int = NEAR_BITS) -> list[Likeness]:
     """Pairs of look-alikes with at least one section of the cohort, the likeliest first.
 
-    `lake_slides` are all slides of the version (`slide_id`, `ingest_id`, `image_hash`).
+    `lake_slides` are all published slides of the version (`slide_id`, `image_hash`, `profile_sketch`).
     """
     found: dict[frozenset[str], Likeness] = {}
     known = sorted(lake_slides["slide_id"].to_pylist(), key=len, reverse=True)
-    bits = _bits_apart(sections, lake_slides)
+    bits = _bits_apart(sections, lake_slides, near_bits)
     for section in sections:
         if section.refusal is not None and section.refusal.rule.startswith("duplicate"):
             other = _named_in(section.refusal.reason, known, section.slide_id)
@@ -53,7 +55,23 @@ def find_alike(sections: Sequence[Section], lake_slides: pa.Table) -> list[Liken
             one, other = _ordered(pair, sections)
             why = "Their images look the same." if apart == 0 else "Their images look much the same."
             found[pair] = Likeness(one=one, other=other, why=why, bits=apart)
-    return list(found.values())[:MOST]
+    return _with_shared(list(found.values())[:MOST], lake_slides)
+
+
+def _with_shared(found: Sequence[Likeness], lake_slides: pa.Table) -> list[Likeness]:
+    """The same, with the share of spots that two published slides have in common, from the sketches of their spots."""
+    sketches = dict(
+        zip(lake_slides["slide_id"].to_pylist(), lake_slides["profile_sketch"].to_pylist(), strict=True)
+        if len(found)
+        else ()
+    )
+    made = []
+    for likeness in found:
+        one, other = (sketches.get(slide_id) or [] for slide_id in (likeness.one, likeness.other))
+        both = [containment(one, other), containment(other, one)]
+        shares = [share for share, hashes in both if hashes]
+        made.append(replace(likeness, shared=max(shares)) if shares and not likeness.refused else likeness)
+    return made
 
 
 def hamming(one: str, other: str) -> int:
@@ -61,7 +79,7 @@ def hamming(one: str, other: str) -> int:
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
-def _bits_apart(sections: Sequence[Section], lake_slides: pa.Table) -> dict[frozenset[str], int]:
+def _bits_apart(sections: Sequence[Section], lake_slides: pa.Table, near_bits: int) -> dict[frozenset[str], int]:
     """Pairs of near hashes: cohort against lake, in blocks; a row of the lake beside a block costs a popcount."""
     mine = [(s.slide_id, str(s.row["image_hash"])) for s in sections if s.row.get("image_hash")]
     theirs = [
@@ -81,12 +99,12 @@ def _bits_apart(sections: Sequence[Section], lake_slides: pa.Table) -> dict[froz
         if one_BW.shape[1] != other_LW.shape[1]:
             continue
         apart_BL = np.bitwise_count(one_BW[:, None, :] ^ other_LW[None, :, :]).sum(axis=2)
-        places = np.argwhere(apart_BL <= NEAR_BITS)
+        places = np.argwhere(apart_BL <= near_bits)
         nearest = np.argsort(apart_BL[tuple(places.T)], kind="stable")[: MOST * len(block)]
         for i, j in places[nearest]:
             pair = frozenset((block[i][0], theirs[j][0]))
             if len(pair) == 2:
-                near[pair] = min(near.get(pair, NEAR_BITS), int(apart_BL[i, j]))
+                near[pair] = min(near.get(pair, near_bits), int(apart_BL[i, j]))
     return near
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from histolake.ingestion.report.advice import rule_words
+from histolake.ingestion.report.advice import flag_words, rule_words
 from histolake.ingestion.report.facts import Cohort, Section
 
 __all__ = ["Verdict", "verdicts"]
@@ -70,17 +70,15 @@ def _refused(cohort: Cohort) -> list[Verdict]:
 
 def _scale(cohort: Cohort) -> list[Verdict]:
     apart = [s for s in cohort.refused if s.refusal and s.refusal.rule == "scale_agrees"]
-    trusted = [s for s in cohort.published if _spread(s) > 0.05]
+    trusted = [s for s in cohort.published if _spread(s) > cohort.tolerance]
     alone = [s for s in cohort.published if s.row.get("scales") is not None and len(s.row["scales"]) == 1]
     found = []
     if apart:
         text = f"{_sections(len(apart), 'states', 'state')} scales that disagree ({_names(apart)}): say which to trust."
         found.append(Verdict(tone="act", text=text, where="scale"))
     if trusted:
-        text = (
-            f"{_sections(len(trusted), 'has', 'have')} scales more than 5% apart and came in because one was named as "
-            f"the one to trust ({_names(trusted)})."
-        )
+        apart_words = f"{_sections(len(trusted), 'has', 'have')} scales more than {cohort.tolerance:.0%} apart"
+        text = f"{apart_words} and came in because one was named as the one to trust ({_names(trusted)})."
         found.append(Verdict(tone="look", text=text, where="scale"))
     if alone:
         text = f"The scale of {_sections(len(alone))} rests on one statement and could not be checked: {_names(alone)}."
@@ -109,12 +107,13 @@ def _blanks(cohort: Cohort) -> list[Verdict]:
     no_patient = [s for s in published if s.said("patient") is None]
     by_study = [s for s in no_patient if s.said("study") is not None]
     by_cohort = [s for s in no_patient if s.said("study") is None]
-    for sections, unit in ((by_study, "study"), (by_cohort, "whole cohort")):
+    for sections, unit in ((by_study, "study"), (by_cohort, "cohort")):
         if sections:
             why = "" if unit == "study" else " and no study"
+            splits = "it splits" if len(sections) == 1 else "they split"
             text = (
-                f"{_sections(len(sections), 'has', 'have')} no patient{why}: {'it splits' if len(sections) == 1 else 'they split'}"
-                f" by {unit}, so all of one {unit} stay on one side ({_names(sections)})."
+                f"{_sections(len(sections), 'has', 'have')} no patient{why}: {splits} by "
+                f"{unit}, all of one {unit} on one side ({_names(sections)})."
             )
             found.append(Verdict(tone="act", text=text, where="table"))
     for name in ("licence", "species", "organ", "technology"):
@@ -145,7 +144,8 @@ def _flags(cohort: Cohort) -> list[Verdict]:
         found.append(Verdict(tone="look", text=text, where="table"))
     other = Counter(flag for s in cohort.published for flag in s.flags if flag not in SINGLED)
     for flag, n in sorted(other.items()):
-        found.append(Verdict(tone="look", text=f"{_sections(n, 'is', 'are')} flagged “{flag}”.", where="table"))
+        text = f"{_sections(n, 'is', 'are')} flagged: {flag_words(flag)}."
+        found.append(Verdict(tone="look", text=text, where="table"))
     return found
 
 
