@@ -30,8 +30,8 @@ READERS = {
     "xenium": "xenium",
     "legacy": "legacy-st",
     "files/loose": "anndata",
-    "hest/TENX7": "hest",
-    "stimage/GSE1_GSM2": "stimage",
+    "TENX7": "hest",
+    "GSE1_GSM2": "stimage",
     "store.zarr": "spatialdata",
 }
 BROKEN = {"broken/cut": "file_complete", "broken/strangers": "barcodes_match"}
