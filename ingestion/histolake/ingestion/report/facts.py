@@ -135,6 +135,6 @@ class Cohort:
         return [section for section in self.sections if section.shown]
 
     @property
-    def simulated(self) -> bool:
-        """Whether any section is simulated."""
-        return any(section.row["simulated"] for section in self.sections)
+    def n_simulated(self) -> int:
+        """How many sections are simulated."""
+        return sum(bool(section.row["simulated"]) for section in self.sections)
