@@ -199,11 +199,11 @@ def test_every_section_is_there_with_the_lakes_figures(known_lake: Lake, tmp_pat
     for slide_id in ("breast/one", "breast/bare", "breast/copy"):
         cells, row = page.rows[slide_id, "published"], mine[slide_id, "published"]
         table = pa.Table.from_batches(list(known_lake.at().pairs(["n_genes", "n_counts"], [slide_id])))
-        assert cells[8:10] == [number(row["n_spots"]), number(row["n_pairs"])]
-        assert cells[10] == f"{100 * 2 / (row['n_pairs'] + 2):.0f}%", "what the source ruled out is not lost"
-        assert cells[11] == number(float(np.median(table["n_genes"].to_numpy())))
-        assert cells[12] == number(float(np.median(table["n_counts"].to_numpy())))
-    assert page.rows["breast/bare", "published"][6] == "blank"
+        assert cells[3:5] == [number(row["n_spots"]), number(row["n_pairs"])]
+        assert cells[5] == f"{100 * 2 / (row['n_pairs'] + 2):.0f}%", "what the source ruled out is not lost"
+        assert cells[6] == number(float(np.median(table["n_genes"].to_numpy())))
+        assert cells[7] == number(float(np.median(table["n_counts"].to_numpy())))
+    assert page.rows["breast/bare", "published"][9] == "blank"
     assert "195 pairs" in page.text and "3 of 5 sections were published" in page.text
     assert "/in/breast/one" in page.text and known_lake.uri in page.text
 
@@ -440,7 +440,7 @@ def test_a_map_is_drawn_once_a_pair_in_every_colouring() -> None:
 def test_plain_rows_without_quality_or_places_make_a_page(lake: Lake, writer: ModuleType, tmp_path: Path) -> None:
     writer.ingest(lake, "s1", "d1", 10)
     page = written(lake, tmp_path / "r.html", map_pairs=100)
-    assert page.rows["s1", "published"][8:10] == ["12", "10"]
+    assert page.rows["s1", "published"][3:5] == ["12", "10"]
     assert "No pair of these sections carries a quality measure." in page.text
     assert "There are 10 pairs to draw from; a map needs at least 60." in page.text
     assert "no picture in the lake" in page.text
@@ -497,5 +497,5 @@ def test_what_an_ingest_left_is_what_the_report_tells(
     assert page.refused == ["mine/cut"]
     (reason,) = [r["reason"] for r in lake.at().rejections().to_pylist() if r["barcode"] is None]
     assert reason in page.text
-    assert page.rows["mine/one", "published"][8:10] == ["72", "72"]
+    assert page.rows["mine/one", "published"][3:5] == ["72", "72"]
     assert "These are the settings of today" in page.text

@@ -13,7 +13,7 @@ import numpy as np
 
 from histolake.ingestion.report.distributions import Distribution
 
-__all__ = ["Cohort", "Likeness", "Refusal", "Section", "SpotRule"]
+__all__ = ["SOURCES_OWN_RULES", "Cohort", "Likeness", "Refusal", "Section", "SpotRule"]
 
 SOURCES_OWN_RULES = ("spot_selected",)  # what the source itself ruled out, such as spots off the tissue
 
