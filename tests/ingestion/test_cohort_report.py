@@ -237,7 +237,7 @@ def test_spots_are_drawn_where_they_are(known_lake: Lake, tmp_path: Path) -> Non
     half = 55 / 0.5 / IMAGE_PX * 1000 / 2
     wanted = np.array([(500, 600), (900, 700)]) * 1000 / IMAGE_PX - half
     assert np.allclose(np.array(starts), wanted, atol=1.5)
-    assert page.by_id[f"o-{one}"]["d"].count("M") == 1
+    assert page.by_id[f"o-{one}"]["d"].count("z") == 1
     picture = page.by_id[f"p-{one}"]["href"]
     with Image.open(io.BytesIO(base64.b64decode(picture.split(",", 1)[1]))) as image:
         assert max(image.size) == 720
