@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from histolake.ingestion.discover import find_sections, read_metadata
+from histolake.ingestion.discover import find_sections
 from histolake.platform.errors import UsageError
 
 
@@ -91,23 +91,6 @@ def test_a_cohort_file_names_its_sections(tmp_path: Path, make_section: Callable
     cohort.write_text("[]")
     with pytest.raises(UsageError, match="no cohort file"):
         find_sections([str(cohort)], "c")
-
-
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("patient\nP\n", "no column 'section'"),
-        ("section,pateint\ns,P\n", "pateint"),
-        ("section,patient\ns,P\ns,Q\n", "line 3"),
-        ("section,um_per_px\ns,fine\n", "um_per_px"),
-        ("section,um_per_px\ns,-1\n", "above 0"),
-        ("section,simulated\ns,perhaps\n", "true or false"),
-    ],
-)
-def test_a_table_with_a_mistake(tmp_path: Path, table: str, said: str) -> None:
-    (tmp_path / "m.csv").write_text(table)
-    with pytest.raises(UsageError, match=said):
-        read_metadata(str(tmp_path / "m.csv"))
 
 
 def test_files_that_are_sections_beside_folders_that_are(tmp_path: Path, make_section: Callable[..., Path]) -> None:

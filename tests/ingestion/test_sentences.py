@@ -51,3 +51,9 @@ def test_genes_of_every_cell_are_left_out(symbol: str) -> None:
 def test_genes_that_only_look_like_them_stay(symbol: str) -> None:
     counts = csr_array(np.array([[9, 1]], dtype=np.float32))
     assert gene_sentences(counts, [symbol, "ERBB2"], SentenceSettings()) == [f"{symbol} ERBB2"]
+
+
+def test_named_genes_are_left_out_whatever_their_case() -> None:
+    counts = csr_array(np.array([[9, 8, 7]], dtype=np.float32))
+    assert gene_sentences(counts, ["ACTB", "Actb", "ERBB2"], ALL, {"ACTB"}) == ["ERBB2"]
+    assert gene_sentences(counts, ["ACTB", "Actb", "ERBB2"], SentenceSettings(length=1), frozenset()) == ["ACTB"]

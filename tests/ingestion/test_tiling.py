@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from histolake.ingestion.tiling import PatchSettings, focus, patch_window, tile, tissue_fraction
+from histolake.ingestion.tiling import PatchSettings, focus, measure, patch_window, tile, tissue_fraction
 
 FINE = PatchSettings(jpeg_quality=100)
 
@@ -127,3 +127,11 @@ def test_widths_follow_the_slide_unless_they_are_set() -> None:
     assert PatchSettings().widths_um(100, 200) == (100, 500)
     assert PatchSettings().widths_um(55, 100) == (55, 255)
     assert PatchSettings(spot_um=160, niche_um=400).widths_um(55, 100) == (160, 400)
+
+
+def test_measuring_alone_finds_what_tiling_finds() -> None:
+    image, centres = ArrayImage(picture()), np.random.default_rng(1).uniform(0, 600, (40, 2))
+    tiles = tile(image, centres, width_um=50, um_per_px=0.5, settings=PatchSettings())
+    tissue, sharpness = measure(image, centres, width_um=50, um_per_px=0.5)
+    np.testing.assert_array_equal(tissue, tiles.tissue_fraction_N)
+    np.testing.assert_array_equal(sharpness, tiles.focus_N)

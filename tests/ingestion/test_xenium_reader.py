@@ -244,7 +244,7 @@ def test_how_cells_become_spots_is_part_of_the_digest(tmp_path: Path, monkeypatc
 def test_a_panel_passes_with_a_limit_of_its_own(tmp_path: Path) -> None:
     bundle = write_xenium(tmp_path / "s", cells=6000, extent_um=1000, image=None)
     slide = read(bundle.folder)
-    with pytest.raises(SourceError, match="min_genes|0 of"):
+    with pytest.raises(SourceError, match="0 of"):
         judge_spots(slide, QualitySettings())
     kept, _ = judge_spots(slide, QualitySettings(min_genes=40))
     assert len(kept) > 80

@@ -1,4 +1,4 @@
-"""Xenium bundles and SpatialData stores, written to their publishers' specifications.
+"""Xenium bundles, written to the publisher's specification.
 
 The bundle follows "Understanding Xenium Outputs" (10x Genomics, Xenium Onboard Analysis 1 to 3). Its truth is simple:
 each cell is a dark disc in the morphology's frame, the H&E image shows the same discs through the alignment, and the

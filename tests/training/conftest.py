@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,18 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         },
     )
     return lake.at()
+
+
+@pytest.fixture(scope="session")
+def generated_lake() -> Callable[..., Lake]:
+    """Makes a lake of generated slides with the given provenance."""
+
+    def make(place: Path, slides: Mapping[str, Mapping[str, object]]) -> Lake:
+        lake = Lake.open(place, create=True)
+        publish(lake, slides)
+        return lake
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from typer.testing import CliRunner
 from histolake.platform.cli import app
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import ModelError, SplitError, UsageError
-from histolake.platform.lake import Snapshot
+from histolake.platform.lake import Lake, Snapshot
 from histolake.platform.splits import Split
 from histolake.platform.tracking import TrackingSettings, connect, models_that_saw
 from histolake.training.loop import TrainPlan, fit
 from histolake.training.models import load_model
 from histolake.training.progress import Watcher, make_board
+from histolake.training.reading import PairReader
 from histolake.training.recipes import Recipe
 from histolake.training.registry import lineage, list_models, promote, resolve_model
 from histolake.training.run import choose_sides, train
@@ -33,7 +35,8 @@ def test_a_recipe_becomes_a_registered_model_that_knows_its_slides(
 ) -> None:
     said: list[str] = []
     tracking = TrackingSettings(uri=f"sqlite:///{workplace}/runs.db")
-    trained = train(micro, snapshot, SPLIT, tracking=tracking, cluster=cluster, aliases=("fresh",), say=said.append)
+    asked = {"tracking": tracking, "cluster": cluster, "where": "slide_id <> 'gen/X'"}
+    trained = train(micro, snapshot, SPLIT, aliases=("fresh",), say=said.append, **asked)
 
     assert trained.train_steps == 12 and trained.train_pairs == 48
     assert trained.loss_last < trained.loss_first
@@ -44,6 +47,7 @@ def test_a_recipe_becomes_a_registered_model_that_knows_its_slides(
     (row,) = list_models(tracking)
     assert (row["name"], row["version"], row["aliases"]) == ("omiclip", 1, "coca-micro,fresh")
     assert row["lake_version"] == snapshot.version and row["simulated"]
+    assert row["where"] == trained.where == "slide_id <> 'gen/X'"
     assert row["validation_recall_at_10pct"] == pytest.approx(trained.validation_recall_at_10pct)
     traced = {slide["slide_id"]: slide for slide in lineage("omiclip@fresh", tracking)}
     assert {slide: found["side"] for slide, found in traced.items()} == {
@@ -76,6 +80,7 @@ def check_folder(folder: Path, snapshot: Snapshot) -> None:
     """The folder holds what serving reads, and the reference's vectors are the model's own."""
     model = load_model(folder)
     assert model.card["lake"] == {"uri": snapshot.lake.uri, "version": snapshot.version}
+    assert model.card["where"] == "slide_id <> 'gen/X'"
     assert model.card["image_um"] == 500.0 and model.card["simulated"]
     reference = pq.read_table(folder / "reference" / "reference.parquet")
     assert reference.num_rows == 48
@@ -99,6 +104,7 @@ def check_run(tracking: TrackingSettings, run_id: str) -> None:
     assert [point.step for point in client.get_metric_history(run_id, "loss")] == list(range(12))
     assert run.data.params["lr"] == "0.003" and run.data.params["model.embed_dim"] == "32"
     assert json.loads(run.data.tags["histolake.split"]) == SPLIT.to_dict()
+    assert run.data.tags["histolake.where"] == run.data.params["where"] == "slide_id <> 'gen/X'"
     assert run.data.metrics["genes_surviving_tokenizer"] == pytest.approx(8.0)
 
 
@@ -177,6 +183,43 @@ def test_slides_of_low_resolution_train_only_when_asked_for(snapshot: Snapshot) 
     kept_out = choose_sides(snapshot, split, include_low_resolution=False, say=said.append)
     assert kept_out == {"gen/A": "train", "gen/C": "validation"} and "gen/D" in said[0]
     assert choose_sides(snapshot, split, include_low_resolution=True, say=said.append)["gen/D"] == "train"
+
+
+def test_a_filter_leaves_slides_out_and_moves_none(tmp_path: Path, generated_lake: Callable[..., Lake]) -> None:
+    licences = {
+        "gen/A": "CC BY 4.0",
+        "gen/B": "CC BY-NC 4.0",
+        "gen/C": "Creative Commons Attribution 4.0",
+        "gen/D": None,
+    }
+    slides = {
+        slide_id: {"patient": slide_id, "licence": licence, "accession": f"GSE{n}"}
+        for n, (slide_id, licence) in enumerate(licences.items())
+    }
+    snapshot = generated_lake(tmp_path / "lake", slides).at()
+    split = Split.named(train=["gen/A", "gen/B"], validation=["gen/C"], test=["gen/D"])
+    said: list[str] = []
+
+    def sides(where: str | None, split: Split = split) -> dict[str, str]:
+        return choose_sides(snapshot, split, include_low_resolution=False, where=where, say=said.append)
+
+    assert sides("licence_id like 'CC-BY-4%'") == {"gen/A": "train", "gen/C": "validation"}
+    assert said == ["2 of 4 slides left out by the filter \"licence_id like 'CC-BY-4%'\": gen/B, gen/D"]
+    assert sides("licence like 'CC BY%' or accession = 'GSE3'") == {"gen/A": "train", "gen/B": "train", "gen/D": "test"}
+    drawn = Split.by_unit({"train": 0.5, "test": 0.5}, seed=3)
+    everything = sides(None, drawn)
+    kept = sides("accession in ('GSE0', 'GSE2')", drawn)
+    assert kept == {slide_id: everything[slide_id] for slide_id in ("gen/A", "gen/C")}
+    with pytest.raises(UsageError, match="'licnce', which is no column"):
+        sides("licnce = 'x'")
+
+    # The order of what is left is a pure function of it: leaving a slide out by the filter or by its name is the same.
+    def order(slides: list[str]) -> list[list[bytes]]:
+        reader = PairReader(snapshot, slides, image_column="niche_image", px=28, global_batch=8, seed=1)
+        return [reader.batch(step).pair_ids for step in range(4)]
+
+    filtered = [slide_id for slide_id, side in sides("patient <> 'gen/B'").items() if side == "train"]
+    assert filtered == ["gen/A"] and order(filtered) == order(["gen/A"]) != order(["gen/B"])
 
 
 def test_recipes_are_listed_for_programs() -> None:

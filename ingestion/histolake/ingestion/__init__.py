@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from histolake.ingestion.discover import Candidate, find_sections
+    from histolake.ingestion.duplicates import DuplicateSettings
+    from histolake.ingestion.genes import GeneSettings
     from histolake.ingestion.outcome import Outcome
     from histolake.ingestion.pipeline import ingest, ingest_settings, plan
     from histolake.ingestion.quality import QualitySettings
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Candidate",
+    "DuplicateSettings",
+    "GeneSettings",
     "Outcome",
     "PatchSettings",
     "QualitySettings",
@@ -41,6 +45,8 @@ __all__ = [
 
 _HOME = {
     "Candidate": "discover",
+    "DuplicateSettings": "duplicates",
+    "GeneSettings": "genes",
     "Outcome": "outcome",
     "PatchSettings": "tiling",
     "QualitySettings": "quality",

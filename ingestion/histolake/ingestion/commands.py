@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from histolake.ingestion.console import Bars, end_with, read_changes, show_mismatches, stderr
 from histolake.platform.errors import UsageError
 
-if TYPE_CHECKING:
-    from rich.console import Console
+__all__ = ["ChangeOption", "MetadataOption", "ingest", "sample"]
 
-    from histolake.ingestion.outcome import Outcome
-    from histolake.ingestion.workforce import Progress
-
-__all__ = ["ingest", "sample"]
-
-REFUSED = 3  # exit code where something was refused
-
+ChangeOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value for a setting.")
+]
+MetadataOption = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="CSV", help="What is known of sections, patients or studies; may be repeated."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON array on stdout, nothing else there.")]
 
 
@@ -65,14 +64,16 @@ def sample(
     from histolake.ingestion.sample import Public, choose
     from histolake.platform.settings import load_settings
 
-    console = _console()
+    console = stderr()
     settings = load_settings()
     if list_public:
         list_cohorts(console, load_catalogue(settings.section("public").catalogue), as_json=as_json)
         return
     if name and from_dir:
         raise UsageError(f"Both the public cohort {name!r} and --from {from_dir} are named; name one.")
-    with FileBars(console) as bars, _progress(console) as tell:
+    if blocks > 1 and not name:
+        raise UsageError("--blocks cuts the sections of a public cohort that is named; name one.")
+    with FileBars(console) as bars, Bars(console) as tell:
         asked = Public(settings=settings.section("public"), name=name, blocks=blocks, tell=bars.tell, say=bars.say)
         chosen = choose(
             from_dir or settings.sample_dir, to, seed=seed, tell=tell, public=asked if name or public else None
@@ -94,13 +95,11 @@ def ingest(
         str | None, typer.Option("--cohort", help="Name of the cohort that the sections belong to.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Read and judge, write nothing.")] = False,
-    metadata: Annotated[
-        str | None,
-        typer.Option("--metadata", help="CSV: section, patient, study, organ, ...; wins over what the files say."),
+    metadata: MetadataOption = None,
+    mismatches: Annotated[
+        str | None, typer.Option("--mismatches", metavar="CSV", help="Where to write what the tables do not match.")
     ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value for a setting.")
-    ] = None,
+    change: ChangeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Read sections, check them, cut their patches, and publish them in a lake.
@@ -108,44 +107,37 @@ def ingest(
     The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is
     recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
 
+    A metadata table has a row a section (column `section`), a patient (`patient`, `study`) or a study (`study`);
+    several are joined. What does not match is listed at the end. --plan reads and judges, and tells pairs, bytes and
+    time, which it measures on a few spots a section.
+
     Example: histolake ingest sections/ --lake /data/lake --cohort breast --set quality.min_genes=300
     """
     from histolake.ingestion import pipeline
     from histolake.ingestion.discover import find_sections
+    from histolake.ingestion.metadata import MetadataTable
     from histolake.platform.cluster import start_ray
     from histolake.platform.lake import Lake
     from histolake.platform.settings import load_settings
 
-    settings = load_settings({"lake": lake, **_changes(change or [])})
+    settings = load_settings({"lake": lake, **read_changes(change or [])})
     if settings.lake is None:
         raise UsageError("No lake is named; give --lake URI or set HISTOLAKE_LAKE.")
     if cohort is None:
         raise UsageError("No cohort is named; give --cohort NAME.")
-    console = _console()
-    candidates = find_sections(sources, cohort, metadata)
+    console = stderr()
+    table = MetadataTable.read(metadata or [])
+    candidates = find_sections(sources, cohort, table)
     rules = pipeline.ingest_settings(settings)
     console.print("starting Ray", highlight=False)
-    with start_ray(settings.section("cluster")), _progress(console) as tell:
+    with start_ray(settings.section("cluster")), Bars(console) as tell:
         if plan:
             outcomes = pipeline.plan(candidates, _existing(settings.lake), rules, tell)
         else:
             outcomes = pipeline.ingest(candidates, Lake.open(settings.lake, create=True), rules, tell)
-    if as_json:
-        typer.echo(json.dumps([outcome.flat() for outcome in outcomes], indent=1))
-    _table(console, outcomes)
-    console.print(_last_line(outcomes), highlight=False, soft_wrap=True)
-    if any(outcome.status == "refused" for outcome in outcomes):
-        raise typer.Exit(REFUSED)
-
-
-def _changes(words: list[str]) -> dict[str, object]:
-    changes: dict[str, object] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or "." not in key:
-            raise UsageError(f"--set {word!r} is not SECTION.KEY=VALUE; `histolake settings` lists the keys.")
-        changes[key.strip()] = value.strip()
-    return changes
+        workers = pipeline.workers_for(outcomes)
+    show_mismatches(console, table.mismatches(), mismatches)
+    end_with(console, outcomes, workers=workers, as_json=as_json)
 
 
 def _existing(uri: str) -> Any:
@@ -156,70 +148,3 @@ def _existing(uri: str) -> Any:
         return Lake.open(uri)
     except LakeNotFoundError:
         return None
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _progress(console: Console) -> _Bars:
-    return _Bars(console)
-
-
-class _Bars:
-    """Progress bars on stderr: one a step, made when the step first tells of itself."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Progress:
-        self._bars.start()
-        return self._tell
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-        sys.stderr.flush()
-
-    def _tell(self, what: str, done: int, of: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=of)
-        self._bars.update(self._tasks[what], completed=done, total=of)
-
-
-def _table(console: Console, outcomes: list[Outcome]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("section", "read", "kept", "refused", "why", "status", box=None, pad_edge=False)
-    for o in outcomes:
-        why = o.rule or ", ".join(f"{rule}: {n}" for rule, n in o.refused_by_rule.items())
-        flags = f" ({', '.join(o.flags)})" if o.flags else ""
-        numbers = ("", "", "") if o.status == "refused" else (o.spots_read, o.spots_kept, o.spots_refused)
-        table.add_row(o.section, *map(str, numbers), why, o.status + flags)
-    console.print(table)
-    for o in outcomes:
-        if o.reason:
-            console.print(f"[bold]{o.section}[/] {o.rule}: {escape(o.reason)}", highlight=False, soft_wrap=True)
-
-
-def _last_line(outcomes: list[Outcome]) -> str:
-    """What happened, in one line that names what was refused."""
-    count = {s: sum(o.status == s for o in outcomes) for s in ("published", "unchanged", "refused", "planned")}
-    said = ", ".join(f"{n} {status}" for status, n in count.items() if n)
-    spots = sum(o.spots_kept for o in outcomes)
-    versions = [o.lake_version for o in outcomes if o.lake_version is not None]
-    at = f"; the lake is at version {max(versions)}" if versions else ""
-    refused = [f"{o.slide_id} ({o.rule})" for o in outcomes if o.status == "refused"]
-    why = f"; refused: {', '.join(refused)}" if refused else ""
-    return f"{said}; {spots} pairs{at}{why}"

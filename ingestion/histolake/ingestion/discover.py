@@ -7,9 +7,7 @@ in silence: unless sections lie below it, it becomes a candidate that is refused
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from histolake.ingestion.metadata import MetadataTable
 from histolake.ingestion.readers import Listing, Source, readers
 from histolake.ingestion.readers.beside import place_of
-from histolake.ingestion.slide import METADATA_FIELDS, SlideMetadata
 from histolake.platform.errors import SourceError, UsageError
 from histolake.platform.storage import Location
 
-__all__ = ["COHORT_FILE", "Candidate", "find_sections", "read_metadata"]
+__all__ = ["COHORT_FILE", "Candidate", "find_sections"]
 
 COHORT_FILE = "cohort.json"
 IMAGES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".dcm", ".jpg", ".jpeg", ".png")
@@ -42,18 +40,25 @@ class Candidate:
     source: Source | None
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what the curator says; wins over the source
     problem: SourceError | None = None
+    expects: str | None = None  # the digest that the source must still have; None takes it as it is
 
 
-def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None = None) -> Iterator[Candidate]:
+def find_sections(
+    sources: Sequence[str], cohort: str, metadata: MetadataTable | str | None = None
+) -> Iterator[Candidate]:
     """The sections below `sources` (folders, files, or a `cohort.json`), as they are found.
 
+    `metadata` is a curator's table, or its URI; one that is empty takes in the table that a `cohort.json` names.
     A section's name is what the curator's metadata or its own say, else its path below the source. A second section of
     a name that is taken is refused. Raises `UsageError` at once for a source that is not there.
     """
     if not _NAME.fullmatch(cohort):
         raise UsageError(f"The cohort's name is {cohort!r}; use one without '/'.")
     places: list[tuple[Location, str | None]] = []  # and the name of its section, where the curator gives one
-    tables: list[str] = [metadata_file] if metadata_file else []
+    if isinstance(metadata, str):
+        metadata = MetadataTable.read([metadata])
+    known = MetadataTable() if metadata is None else metadata
+    tables: list[str] = []
     for text in sources:
         location = Location.parse(text)
         if not location.exists():
@@ -61,15 +66,17 @@ def find_sections(sources: Sequence[str], cohort: str, metadata_file: str | None
         if location.is_file() and location.name == COHORT_FILE:
             listed, table = _read_cohort(location)
             places += [(place, section) for section, place in listed]
-            tables = tables or ([table] if table else [])
+            tables += [table] if table else []
         else:
             places.append((location, None))
-    rows = read_metadata(tables[0]) if tables else {}
-    return _candidates(places, cohort, rows)
+    if not known:
+        for uri in dict.fromkeys(tables):
+            known.add(uri)
+    return _candidates(places, cohort, known)
 
 
 def _candidates(
-    places: Iterable[tuple[Location, str | None]], cohort: str, rows: Mapping[str, Mapping[str, str]]
+    places: Iterable[tuple[Location, str | None]], cohort: str, table: MetadataTable
 ) -> Iterator[Candidate]:
     taken: dict[str, str] = {}
     for root, named in places:
@@ -81,7 +88,7 @@ def _candidates(
             if taken.setdefault(candidate.slide_id, uri) != uri:
                 yield _second(candidate, taken[candidate.slide_id])
             else:
-                yield _with_metadata(candidate, rows)
+                yield _with_metadata(candidate, table)
 
 
 def _second(candidate: Candidate, first: str) -> Candidate:
@@ -96,28 +103,6 @@ def _second(candidate: Candidate, first: str) -> Candidate:
     )
     own = f"{candidate.section} ({hashlib.sha256(candidate.uri.encode()).hexdigest()[:8]})"
     return replace(candidate, slide_id=f"{candidate.cohort}/{own}", section=own, source=None, problem=problem)
-
-
-def read_metadata(uri: str) -> dict[str, dict[str, str]]:
-    """A curator's table: section -> what it says of it. Columns are `section` and those of the provenance."""
-    location = Location.parse(uri)
-    if not location.is_file():
-        raise UsageError(f"There is no metadata table at {location}.")
-    table = csv.DictReader(io.StringIO(location.read_bytes().decode("utf-8-sig")))
-    names = table.fieldnames or []
-    if "section" not in names:
-        raise UsageError(f"{location} has no column 'section'; it has {', '.join(names) or 'none'}.")
-    unknown = sorted(set(names) - set(METADATA_FIELDS))
-    if unknown:
-        raise UsageError(f"{location} has columns {unknown}; those understood are {', '.join(METADATA_FIELDS)}.")
-    rows: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(table, start=2):
-        section = (row["section"] or "").strip()
-        if not section or section in rows:
-            raise UsageError(f"{location}, line {number}: section {section!r} is empty or named twice.")
-        rows[section] = {name: value.strip() for name, value in row.items() if value and value.strip()}
-        SlideMetadata().updated(rows[section])
-    return rows
 
 
 def _read_cohort(location: Location) -> tuple[list[tuple[str, Location]], str | None]:
@@ -244,6 +229,7 @@ def _unknown(location: Location) -> SourceError:
     )
 
 
-def _with_metadata(candidate: Candidate, rows: Mapping[str, Mapping[str, str]]) -> Candidate:
-    row = rows.get(candidate.section, {})
-    return replace(candidate, metadata={**row, "section": candidate.section})
+def _with_metadata(candidate: Candidate, table: MetadataTable) -> Candidate:
+    known = candidate.source.metadata if candidate.source else {}
+    said = table.row(candidate.section, known, is_section=candidate.source is not None)
+    return replace(candidate, metadata={**said, "section": candidate.section})

@@ -28,14 +28,19 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
-from histolake.platform.errors import SourceError
 
-__all__ = ["DuplicateSettings", "KnownSlides", "containment", "first_of_each", "profile_sketch", "with_look_alikes"]
+__all__ = [
+    "DuplicateSettings",
+    "KnownSlides",
+    "Verdict",
+    "containment",
+    "first_of_each",
+    "profile_sketch",
+]
 
 PROFILE_GENES = 20  # symbols in a spot's profile hash
 SKETCH = 64  # hashes in a section's sketch
 FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
-LOOK_ALIKE = "look_alike"
 _ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
 
 
@@ -119,10 +124,13 @@ def containment(sketch: Sequence[int] | np.ndarray, other: Sequence[int] | np.nd
     return (float(np.isin(seen, theirs).mean()), len(seen)) if len(seen) else (0.0, 0)
 
 
-def with_look_alikes(record: Mapping[str, Any], others: Sequence[str]) -> dict[str, Any]:
-    """A section's record with its look-alikes, and the flag where there are any."""
-    flags = {*(record.get("flags") or ()), *([LOOK_ALIKE] if others else [])}
-    return {**record, "look_alikes": list(others), "flags": sorted(flags)}
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Which slides a section's content is known from."""
+
+    alike: list[str]  # slide_ids of slides that share spots or a picture, sorted
+    same: str | None  # the slide that it repeats, where it is to be refused for it
+    shared: float  # the fraction of its spots that this slide holds
 
 
 class KnownSlides:
@@ -157,45 +165,40 @@ class KnownSlides:
         self._sketches.append(np.array([] if sketch is None else sketch, dtype=np.int64))
         self._pictures.append(picture or "")
 
+    def forget(self, slide_ids: Iterable[str]) -> None:
+        """Leave slides out of account from here on."""
+        self._gone.update(self._number[slide_id] for slide_id in slide_ids if slide_id in self._number)
+
     def replace(self, slide_id: str, record: Mapping[str, Any]) -> None:
         """Put a section's content in the place of what was known under its name."""
         self._note(slide_id, record.get("profile_sketch"), record.get("image_hash"))
         for value in self._sketches[-1].tolist():
             self._later.setdefault(value, []).append(len(self._ids) - 1)
 
-    def judge(self, slide_id: str, record: Mapping[str, Any], settings: DuplicateSettings) -> list[str]:
-        """The slide_ids of a section's look-alikes, sorted. Raises `SourceError` by rule `duplicate_slide`."""
-        sketch = list(record.get("profile_sketch") or ())
+    def judge(self, slide_id: str, record: Mapping[str, Any], settings: DuplicateSettings) -> Verdict:
+        """What is known of a section's content under other names."""
+        sketch = np.array(record.get("profile_sketch") or [], dtype=np.int64)
         alike: set[str] = set()
-        worst: tuple[float, str] = (0.0, "")
+        same, shared = None, 0.0
         for i in sorted(self._sharing(sketch), key=lambda i: self._ids[i]):
             if self._ids[i] == slide_id:
                 continue
             inside, seen = containment(sketch, self._sketches[i])
             around, _ = containment(self._sketches[i], sketch)
-            if seen >= FEW and inside >= settings.max_shared and inside > worst[0]:
-                worst = (inside, self._ids[i])
+            if seen >= FEW and inside >= settings.max_shared and inside > shared:
+                same, shared = self._ids[i], inside
             if max(inside, around) >= settings.min_shared:
                 alike.add(self._ids[i])
-        if worst[1] and settings.slides == "refuse":
-            raise SourceError(
-                f"About {worst[0]:.0%} of the spots are those of {worst[1]}, which the lake holds; at most "
-                f"{settings.max_shared:.0%} may be. Leave one of the two out, or set duplicates.slides = "
-                '"flag" to keep both.',
-                rule="duplicate_slide",
-                figure=worst[0],
-                limit=settings.max_shared,
-                file=record.get("source"),
-            )
         near = self._near_pictures(record.get("image_hash") or "", settings.image_bits)
-        return sorted(alike | {self._ids[i] for i in near if self._ids[i] != slide_id})
+        alike |= {self._ids[i] for i in near} - {slide_id}
+        refused = same is not None and settings.slides == "refuse"
+        return Verdict(alike=sorted(alike), same=same if refused else None, shared=shared)
 
-    def _sharing(self, sketch: Sequence[int]) -> set[int]:
+    def _sharing(self, sketch: np.ndarray) -> set[int]:
         """Numbers of the slides that hold any of these hashes."""
-        wanted = np.asarray(sketch, dtype=np.int64)
-        left, right = (np.searchsorted(self._hashes, wanted, side=side) for side in ("left", "right"))
+        left, right = (np.searchsorted(self._hashes, sketch, side=side) for side in ("left", "right"))
         found = {int(i) for a, b in zip(left, right, strict=True) for i in self._owner[a:b]}
-        return (found | {i for value in sketch for i in self._later.get(value, ())}) - self._gone
+        return (found | {i for value in sketch.tolist() for i in self._later.get(value, ())}) - self._gone
 
     def _near_pictures(self, picture: str, most_bits: int) -> set[int]:
         if not picture:

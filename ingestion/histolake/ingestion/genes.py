@@ -49,7 +49,8 @@ class GeneSettings:
     """How a source's genes get their symbols."""
 
     table: str = ""  # path or URI of a CSV with columns ensembl_id,symbol; it wins over the shipped tables
-    max_unnamed: float = 0.1  # fraction of a section's counts without a symbol, above which it is symbols_missing
+    # fraction of the spots' expressed genes that may lack a symbol before the slide is flagged symbols_missing
+    max_unnamed: float = 0.1
 
 
 def looks_like_ensembl(name: str) -> bool:
@@ -66,8 +67,8 @@ def without_version(ensembl_id: str) -> str:
 def with_symbols(slide: Slide, settings: GeneSettings) -> Slide:
     """The slide with Ensembl ids without versions, and with the tables' symbols wherever they have one.
 
-    Where the symbol of more than `max_unnamed` of the counts stays unknown, the slide is flagged `symbols_missing`: its
-    sentences hold Ensembl ids. `genes.table` helps.
+    Where more than `max_unnamed` of the spots' expressed genes stay without one, the slide is flagged
+    `symbols_missing`: its sentences hold Ensembl ids. `genes.table` helps.
     """
     given = slide.ensembl_ids or [None] * len(slide.symbols)
     names = [without_version(symbol) for symbol in slide.symbols]
@@ -84,9 +85,8 @@ def with_symbols(slide: Slide, settings: GeneSettings) -> Slide:
     unnamed_G = np.fromiter((looks_like_ensembl(s) for s in symbols), dtype=bool, count=len(symbols))
     flags = set(slide.flags)
     if unnamed_G.any():
-        total = float(slide.counts.data.sum(dtype=np.float64))
-        unnamed = float(slide.counts.data[unnamed_G[slide.counts.indices]].sum(dtype=np.float64))
-        if unnamed > settings.max_unnamed * total:
+        unnamed = unnamed_G[slide.counts.indices]
+        if unnamed.sum() > settings.max_unnamed * len(unnamed):
             flags.add(SYMBOLS_MISSING)
     known = ids if any(e is not None for e in ids) else None
     return replace(slide, symbols=symbols, ensembl_ids=known, flags=tuple(sorted(flags)))

@@ -1,9 +1,9 @@
 """Housekeeping genes: which symbols a sentence leaves out because every cell expresses them.
 
 The shipped list is `data/housekeeping_human.txt` (source and terms in the `.md` beside it). On mouse sections it stands
-for the mouse genes of the same spelling (Actb) and for those that are the one orthologue of a listed gene (Aars for
-AARS1). Leaving genes out costs something: a listed gene can still tell tissues apart (VIM, CD74; OmiCLIP's own example
-of a tumour names ACTB). Whoever needs them gives a list of their own or none.
+for the mouse genes of the same spelling (Actb) and for those that are the one orthologue of a listed gene (Txn1 for
+TXN). Leaving genes out costs something: a listed gene can still tell tissues apart (VIM, CD74; OmiCLIP's own example of
+a tumour names ACTB). Whoever needs them gives a list of their own or none.
 """
 
 from __future__ import annotations

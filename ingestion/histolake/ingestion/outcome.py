@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from histolake.ingestion.discover import Candidate
+from histolake.ingestion.recorded import given
 from histolake.ingestion.slide import METADATA_FIELDS, Spot
 from histolake.ingestion.worker import Look
 from histolake.platform.errors import SourceError
@@ -21,12 +22,14 @@ __all__ = [
     "adopted",
     "as_read",
     "bare_record",
+    "left",
     "rejections_of_slide",
     "rejections_of_spots",
     "unchanged",
 ]
 
-Status = Literal["published", "unchanged", "refused", "planned"]
+# "left": to be ingested again as recorded, but the source is no longer what it was
+Status = Literal["published", "unchanged", "refused", "planned", "left"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +48,16 @@ class Outcome:
     reason: str | None = None
     flags: tuple[str, ...] = ()
     padded_patches: int = 0  # patches that leave the image in part and were filled with white
+    corrected: tuple[str, ...] = ()  # columns of the catalogue whose correction stands
     lake_version: int | None = None
+    estimated_bytes: int | None = None  # of a plan: what the lake would grow by
+    estimated_seconds: float | None = None  # of a plan: of one worker
 
     def flat(self) -> dict[str, Any]:
         """As one object of `--json`."""
         row = asdict(self)
         row["flags"] = ", ".join(self.flags)
+        row["corrected"] = ", ".join(self.corrected)
         row["refused_by_rule"] = ", ".join(f"{rule} {n}" for rule, n in self.refused_by_rule.items())
         return row
 
@@ -133,8 +140,18 @@ def unchanged(candidate: Candidate, row: dict[str, Any], lake: Lake) -> Outcome:
         spots_kept=row["n_pairs"],
         spots_refused=row["n_rejections"],
         flags=tuple(row["flags"] or ()),
+        corrected=tuple(entry["column"] for entry in row["corrected"] or ()),
         lake_version=lake.version,
     )
+
+
+def left(candidate: Candidate, digest: str | SourceError) -> Outcome | None:
+    """The outcome of a section that is to be ingested again as recorded, where its source is not what was recorded."""
+    if candidate.expects in (None, digest):
+        return None
+    problem = candidate.problem or (digest if isinstance(digest, SourceError) else None)
+    changed = f"{candidate.uri} is not what it was when it was ingested; ingest it again with its metadata table."
+    return _of(candidate, "left", rule=problem.rule if problem else "source_changed", reason=str(problem or changed))
 
 
 def _of(candidate: Candidate, status: Status, **told: Any) -> Outcome:
@@ -155,6 +172,7 @@ def bare_record(candidate: Candidate) -> dict[str, Any]:
         "section": candidate.section,
         "source": candidate.uri,
         "reader": candidate.source.reader if candidate.source else None,
+        "given": given(candidate.metadata),
         "simulated": str(said.get("simulated", "")).lower() in ("true", "1", "yes"),
         "n_spots": 0,
     }

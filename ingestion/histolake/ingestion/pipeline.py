@@ -1,9 +1,10 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
 1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
-2. The others are read and judged in tasks. Refused ones are recorded, genes that the lake lacks get their numbers in
-   one commit.
-3. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
+2. The others are read and judged in tasks, which also write the overviews of their images. Refused ones are recorded,
+   genes that the lake lacks get their numbers in one commit.
+3. Large images that cannot be read in parts are turned into tiled pyramids in tasks, once each.
+4. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
    `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again
    is never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
    published together every few seconds.
@@ -19,10 +20,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
 
 from histolake.ingestion.discover import Candidate
-from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides, with_look_alikes
+from histolake.ingestion.estimate import survey
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
 from histolake.ingestion.outcome import (
@@ -30,18 +30,20 @@ from histolake.ingestion.outcome import (
     adopted,
     as_read,
     bare_record,
+    left,
     rejections_of_slide,
     rejections_of_spots,
     unchanged,
 )
-from histolake.ingestion.worker import IngestSettings, Look, Work, Written, look, source_digest
-from histolake.ingestion.workforce import Progress, in_tasks, through_actors
+from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
+from histolake.ingestion.worker import IngestSettings, Look, Work, Written, add_pyramid, look, source_digest
+from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
-__all__ = ["ingest", "ingest_settings", "plan", "settings_digest"]
+__all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
 FORMAT = 2  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
@@ -51,7 +53,7 @@ PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies i
 
 def ingest_settings(settings: Settings) -> IngestSettings:
     """The sections of the settings that decide what is written."""
-    sections = ("quality", "scale", "patches", "sentences", "genes", "duplicates")
+    sections = ("quality", "scale", "patches", "sentences", "genes", "duplicates", "images")
     parts = {name: settings.section(name) for name in sections}
     return IngestSettings(
         **parts,
@@ -69,65 +71,36 @@ def settings_digest(settings: IngestSettings) -> str:
         sentences=replace(settings.sentences, housekeeping=""),
         genes=replace(settings.genes, table=""),
     )
-    return hashlib.sha256(json.dumps([versions, asdict(settings)], sort_keys=True).encode()).hexdigest()
+    deciding = {name: value for name, value in asdict(settings).items() if name != "images"}
+    return hashlib.sha256(json.dumps([versions, deciding], sort_keys=True).encode()).hexdigest()
 
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
-    """What `ingest` would do, without writing anything. Ray must be running."""
-    live = {} if lake is None else _live(lake)
-    known = _known(lake)
+    """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
+    live = Live(()) if lake is None else Live.of(lake)
+    known = known_slides(lake)
     digest = settings_digest(settings)
     outcomes = []
     for wave in _waves(candidates):
         digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
-        fresh = [
-            c
-            for c, d in zip(wave, digests, strict=True)
-            if isinstance(d, SourceError) or (c.slide_id, d, digest) not in live
-        ]
-        looks = in_tasks(look, [(c, None, settings) for c in fresh], "reading", tell)
-        looks = _told_apart(fresh, looks, known, settings.duplicates)
-        told = {c.slide_id: x for c, x in zip(fresh, looks, strict=True)}
-        outcomes += [
-            as_read(c, told[c.slide_id], "planned")
-            if c.slide_id in told or lake is None
-            else unchanged(c, live[c.slide_id, d, digest], lake)
-            for c, d in zip(wave, digests, strict=True)
-        ]
+        found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
+        for c, d in zip(wave, digests, strict=True):
+            row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
+            if row is not None and lake is not None and c.slide_id not in found:
+                found[c.slide_id] = unchanged(c, row, lake)
+        fresh = [c for c in wave if c.slide_id not in found]
+        surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
+        looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
+        costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
+        for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
+            found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
+            if isinstance(told, Look):
+                cost = costs[c.slide_id]
+                found[c.slide_id] = replace(
+                    found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
+                )
+        outcomes += [found[c.slide_id] for c in wave]
     return outcomes
-
-
-def _live(lake: Lake) -> dict[tuple[str, str, str], dict[str, Any]]:
-    rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"]).to_pylist()
-    return {(row["slide_id"], row["source_digest"], row["settings_digest"]): row for row in rows}
-
-
-def _known(lake: Lake | None) -> KnownSlides:
-    """The content of the live slides, read once a run."""
-    columns = ["slide_id", "profile_sketch", "image_hash"]
-    return KnownSlides(() if lake is None else lake.at().slides().select(columns).to_pylist())
-
-
-def _told_apart(
-    candidates: Sequence[Candidate],
-    looks: Sequence[Look | SourceError],
-    known: KnownSlides,
-    settings: DuplicateSettings,
-) -> list[Look | SourceError]:
-    """The looks with their look-alikes; a section whose content is known under another name becomes a refusal. Of two
-    in one wave the first by slide_id stays."""
-    told: dict[str, Look | SourceError] = {}
-    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
-        if not isinstance(found, SourceError):
-            try:
-                others = known.judge(candidate.slide_id, found.record, settings)
-            except SourceError as problem:
-                found = problem
-            else:
-                found = replace(found, record=with_look_alikes(found.record, others))
-                known.replace(candidate.slide_id, found.record)
-        told[candidate.slide_id] = found
-    return [told[candidate.slide_id] for candidate in candidates]
 
 
 def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -143,6 +116,11 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
     return [run.outcomes[slide_id] for slide_id in order]
 
 
+def workers_for(outcomes: Iterable[Outcome]) -> int:
+    """How many workers would share the planned work. Ray must be running."""
+    return pool_size(sum(-(-outcome.spots_kept // RUN_SPOTS) for outcome in outcomes if outcome.status == "planned"))
+
+
 class _Run:
     """One ingest under way."""
 
@@ -154,14 +132,15 @@ class _Run:
         self._attempts: dict[str, Attempt] = {}  # begun, not yet published
         self._staged: dict[str, Outcome] = {}  # staged, not yet published
         self._published_s = time.monotonic()
-        self._known = _known(lake)
+        self._known = known_slides(lake)
+        self._ingest_ids: dict[str, str] = {}  # slide_id -> the ingest whose content is known under it
 
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
         try:
             fresh = self._begin(candidates)
             looks = self._look(fresh)
-            self._tile(looks)
+            self._tile(self._add_pyramids(looks))
         finally:
             # What is whole is published even if something else broke.
             self._publish()
@@ -173,24 +152,30 @@ class _Run:
         """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
         digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
-        live = _live(self._lake)
+        live = Live.of(self._lake)
+        self._ingest_ids |= live.published
         fresh = []
         for candidate, digest in zip(candidates, digests, strict=True):
+            if (other := left(candidate, digest)) is not None:
+                self.outcomes[candidate.slide_id] = other
+                continue
             # A source that cannot even be hashed is refused under a digest of its problem.
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
-            key = (candidate.slide_id, found, under)
-            if key in live:
-                self.outcomes[candidate.slide_id] = unchanged(candidate, live[key], self._lake)
+            row = live.row(candidate.slide_id, found, under)
+            if row is not None:
+                self.outcomes[candidate.slide_id] = unchanged(candidate, row, self._lake)
                 continue
             attempt = self._lake.begin(
                 candidate.slide_id, source_digest=found, settings_digest=under, source=candidate.uri
             )
             if attempt.state == "unchanged":  # another writer published it a moment ago
-                self.outcomes[candidate.slide_id] = unchanged(candidate, _live(self._lake)[key], self._lake)
+                assert attempt.live is not None
+                self.outcomes[candidate.slide_id] = unchanged(candidate, attempt.live, self._lake)
                 continue
             self._attempts[candidate.slide_id] = attempt
             if attempt.state == "adopted":
                 self._staged[candidate.slide_id] = adopted(candidate, attempt)
+                self._know(attempt)
             elif isinstance(digest, SourceError):
                 self._refuse(candidate, digest)
             else:
@@ -200,12 +185,20 @@ class _Run:
     def _look(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Look]]:
         """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
         root = self._lake.root
-        found = in_tasks(look, [(c, root, self._settings) for c in candidates], "reading", self._tell)
-        found = _told_apart(candidates, found, self._known, self._settings.duplicates)
+        calls = [(c, root, self._settings, self._attempts[c.slide_id].ingest_id) for c in candidates]
+        found = in_tasks(look, calls, "reading", self._tell)
+        found = tell_apart(candidates, found, self._known, self._settings.duplicates)
+        self._ingest_ids |= {
+            c.slide_id: self._attempts[c.slide_id].ingest_id
+            for c, told in zip(candidates, found, strict=True)
+            if isinstance(told, Look)
+        }
         looks = []
         for candidate, told in zip(candidates, found, strict=True):
             if isinstance(told, SourceError):
                 self._refuse(candidate, told)
+            elif isinstance(told, Twin):
+                self._refuse_twin(candidate, told)
             else:
                 looks.append((candidate, told))
         for species in sorted({told.species for _, told in looks}):
@@ -215,15 +208,20 @@ class _Run:
                 self._lake.resolve_genes(symbols, ensembl_ids, species=species, allocate=True)
         return looks
 
+    def _add_pyramids(self, looks: Sequence[tuple[Candidate, Look]]) -> list[tuple[Candidate, Look]]:
+        """Turn large plain images into pyramids, once each; the looks of which that went well."""
+        root, large = self._lake.root, [(c, x) for c, x in looks if x.wants_pyramid]
+        calls = [(c, x.record["image"], root, self._attempts[c.slide_id].ingest_id) for c, x in large]
+        problems = {}
+        for (candidate, _), told in zip(large, in_tasks(add_pyramid, calls, "pyramids", self._tell), strict=True):
+            if isinstance(told, SourceError):
+                problems[candidate.slide_id] = told
+                self._refuse(candidate, told)
+        return [(candidate, told) for candidate, told in looks if candidate.slide_id not in problems]
+
     def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
         """Write the fragments, and stage each section when its last one is in."""
-        works = [
-            Work(
-                candidate=c, writer=self._attempts[c.slide_id].pairs, start=start, stop=min(start + RUN_SPOTS, x.n_kept)
-            )
-            for c, x in looks
-            for start in range(0, x.n_kept, RUN_SPOTS)
-        ]
+        works = [work for candidate, told in looks for work in self._works(candidate, told)]
         self._published_s = time.monotonic()
         waiting = {c.slide_id: _Waiting(c, x, -(-x.n_kept // RUN_SPOTS)) for c, x in looks}
         total = sum(work.stop - work.start for work in works)
@@ -239,6 +237,13 @@ class _Run:
                     self._publish()
         if total:
             self._tell("tiling spots", total, total)
+
+    def _works(self, candidate: Candidate, told: Look) -> Iterator[Work]:
+        attempt = self._attempts[candidate.slide_id]
+        pyramid = self._lake.images.pyramid(attempt.ingest_id) if told.wants_pyramid else None
+        for start in range(0, told.n_kept, RUN_SPOTS):
+            stop = min(start + RUN_SPOTS, told.n_kept)
+            yield Work(candidate=candidate, writer=attempt.pairs, start=start, stop=stop, pyramid=pyramid)
 
     def _stage(self, section: _Waiting) -> None:
         candidate, told = section.candidate, section.look
@@ -256,6 +261,19 @@ class _Run:
         attempt.refuse(bare_record(candidate), rejections_of_slide(candidate.uri, problem))
         self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
 
+    def _know(self, attempt: Attempt) -> None:
+        """An adopted section was never looked at in this run; its content is known from its plan."""
+        assert attempt.plan is not None
+        if attempt.plan["status"] == "published":
+            self._known.replace(attempt.slide_id, attempt.plan["record"])
+            self._ingest_ids[attempt.slide_id] = attempt.ingest_id
+
+    def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
+        attempt = self._attempts[candidate.slide_id]
+        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
+        attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
+        self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
+
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""
         self._published_s = time.monotonic()
@@ -263,8 +281,8 @@ class _Run:
             return
         version = self._lake.publish([self._attempts[slide_id] for slide_id in self._staged])
         for slide_id, outcome in self._staged.items():
-            self.outcomes[slide_id] = replace(outcome, lake_version=version)
-            del self._attempts[slide_id]
+            corrected = self._attempts.pop(slide_id).corrected
+            self.outcomes[slide_id] = replace(outcome, lake_version=version, corrected=corrected)
         self._staged.clear()
 
 

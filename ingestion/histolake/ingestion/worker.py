@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from histolake.ingestion.expression_unit import with_unit
 from histolake.ingestion.genes import GeneSettings, as_lake_genes, resolve, with_symbols
 from histolake.ingestion.housekeeping import left_out
 from histolake.ingestion.images import open_image
+from histolake.ingestion.images.keeping import keep_overview, keep_pyramid
+from histolake.ingestion.images.settings import ImageSettings
 from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.recorded import given
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
@@ -38,7 +42,18 @@ from histolake.platform.lake import Fragment, Lake, PairsWriter
 from histolake.platform.schemas import PAIR_ID_BYTES
 from histolake.platform.storage import Location
 
-__all__ = ["IngestSettings", "Look", "SlideWorker", "Work", "Written", "look", "pair_ids", "source_digest"]
+__all__ = [
+    "IngestSettings",
+    "Look",
+    "SlideWorker",
+    "Work",
+    "Written",
+    "look",
+    "look_and_keep",
+    "pair_ids",
+    "source_digest",
+    "widths_um",
+]
 
 DEFAULT_SPECIES = "human"
 # What libraries raise on damaged or missing files.
@@ -57,6 +72,7 @@ class IngestSettings:
     duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
     housekeeping: tuple[str, ...] = ()  # the symbols that `sentences.housekeeping` stands for
     gene_table: str = ""  # a hash of what `genes.table` holds
+    images: ImageSettings = field(default_factory=ImageSettings)  # decides no row of the pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +84,7 @@ class Look:
     refused: tuple[Spot, ...]
     species: str
     unknown_genes: tuple[tuple[str, str | None], ...]
+    wants_pyramid: bool = False  # its image is large and cannot be read in parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +95,7 @@ class Work:
     writer: PairsWriter
     start: int
     stop: int
+    pyramid: Location | None = None  # what to cut patches from in place of the source's image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,32 +122,84 @@ def source_digest(candidate: Candidate) -> str:
         return digest(candidate.source, candidate.metadata)
 
 
-def look(candidate: Candidate, lake: Location | None, settings: IngestSettings) -> Look:
-    """Read a section and judge it. Raises `SourceError` where it is refused."""
-    read, kept, refused = _prepare(candidate, settings)
+def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, ingest_id: str | None = None) -> Look:
+    """Read a section and judge it. Raises `SourceError` where it is refused.
+
+    With an `ingest_id` the overview of its image is written to the lake, also of one that is refused if it opens.
+    """
+    return look_and_keep(candidate, lake, settings, ingest_id)[0]
+
+
+def look_and_keep(
+    candidate: Candidate, lake: Location | None, settings: IngestSettings, ingest_id: str | None = None
+) -> tuple[Look, Slide]:
+    """The same, with the slide of the spots that are kept."""
+    keep = None
+    if lake is not None and ingest_id is not None:
+        keep = partial(keep_overview, lake=lake, ingest_id=ingest_id, settings=settings.images)
+    try:
+        slide, tag = _read(candidate)
+    except SourceError:
+        if keep is not None:
+            _keep_any(_images_of(candidate), keep)
+        raise
+    hashed, wants_pyramid = None, False
+    if keep is not None and slide.image is not None:
+        with _as_refusal(candidate):
+            hashed, wants_pyramid = keep(slide.image)
+    read, kept, refused = _judge(candidate, slide, tag, settings)
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()
     if lake is not None:
         genes = resolve(Lake.open(lake), kept.symbols, kept.ensembl_ids, species=species, allocate=False)
         ensembl = kept.ensembl_ids or [None] * len(kept.symbols)
         unknown = tuple((kept.symbols[g], ensembl[g]) for g in np.flatnonzero(genes.gene_ids_G < 0))
-    return Look(
-        record=_record(candidate, read, settings) | {"profile_sketch": profile_sketch(kept.counts, kept.symbols)},
+    content = {"profile_sketch": profile_sketch(kept.counts, kept.symbols), "image_hash": hashed}
+    told = Look(
+        record=_record(candidate, read, settings) | content,
         n_kept=len(kept),
         refused=tuple(refused),
         species=species,
         unknown_genes=unknown,
+        wants_pyramid=wants_pyramid,
     )
+    return told, kept
 
 
-def _prepare(candidate: Candidate, settings: IngestSettings) -> tuple[Slide, Slide, list[Spot]]:
-    """The section as read (with its flags), as kept, and the spots refused."""
+def add_pyramid(candidate: Candidate, image: str, lake: Location, ingest_id: str) -> None:
+    """Turn a section's image into the pyramid that its patches are cut from. Raises `SourceError`."""
+    with _as_refusal(candidate):
+        keep_pyramid(image, lake, ingest_id)
+
+
+def _keep_any(images: list[str], keep: Callable[[str], object]) -> None:
+    """Keep the first of some images that can be seen. Their section is refused already, for another reason."""
+    for uri in images:
+        with suppress(SourceError, *_DATA_ERRORS):
+            keep(uri)
+            return
+
+
+def _images_of(candidate: Candidate) -> list[str]:
+    """Files that may be a section's image: the one that the curator names, then those of the source."""
+    files = candidate.source.files if candidate.source else {}
+    named = candidate.metadata.get("image")
+    return [*([str(named)] if named else []), *(uri for role, uri in sorted(files.items()) if "image" in role)]
+
+
+def _read(candidate: Candidate) -> tuple[Slide, float | None]:
+    """The section as its reader gives it, and the scale that the image's file tells."""
     if candidate.source is None:
         assert candidate.problem is not None
         raise candidate.problem
     with _as_refusal(candidate):
-        slide = reader(candidate.source.reader).read(candidate.source, candidate.metadata)
-        slide, tag = _with_image(slide)
+        return _with_image(reader(candidate.source.reader).read(candidate.source, candidate.metadata))
+
+
+def _judge(
+    candidate: Candidate, slide: Slide, tag: float | None, settings: IngestSettings
+) -> tuple[Slide, Slide, list[Spot]]:
+    """The section as read (with its flags), as kept, and the spots refused."""
     check_section(slide)
     slide = settle(slide, tag, settings.scale)
     slide = _with_meaning(slide, settings)
@@ -158,7 +228,7 @@ def _with_meaning(slide: Slide, settings: IngestSettings) -> Slide:
 def _measured(candidate: Candidate, spots: Slide, patches: PatchSettings) -> tuple[np.ndarray, np.ndarray]:
     """Tissue fraction and focus of the spots' patches."""
     assert spots.image is not None and spots.metadata.um_per_px is not None
-    width_um, _ = _widths_um(spots, patches)
+    width_um, _ = widths_um(spots, patches)
     with _as_refusal(candidate):
         image = open_image(spots.image)
         try:
@@ -192,20 +262,22 @@ def _as_refusal(candidate: Candidate) -> Iterator[None]:
 
 def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dict[str, Any]:
     assert candidate.source is not None
-    spot_um, niche_um = _widths_um(slide, settings.patches)
+    spot_um, niche_um = widths_um(slide, settings.patches)
     return {
         **slide.provenance(),
         "cohort": candidate.cohort,
         "section": candidate.section,
         "source": candidate.uri,
         "reader": candidate.source.reader,
+        "given": given(candidate.metadata),
         "spot_um": spot_um,
         "niche_um": niche_um,
         "n_spots": slide.n_read,
     }
 
 
-def _widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+def widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
+    """The physical widths of the spot patch and of the niche patch, micrometres."""
     diameter, pitch = slide.metadata.spot_diameter_um, slide.metadata.pitch_um
     assert diameter is not None, "a reader gives the spots' diameter"
     assert pitch is not None, "a reader gives the pitch"
@@ -226,28 +298,33 @@ class SlideWorker:
         raised."""
         slide_id, start = work.candidate.slide_id, work.start
         try:
-            slide = self._slide(work.candidate)
+            slide = self._slide(work)
             table, padded = slide.rows(work.start, work.stop)
         except SourceError as problem:
             return Written(slide_id=slide_id, start=start, problem=problem)
         fragment = work.writer.write(table)
         return Written(slide_id=slide_id, start=start, fragment=fragment, padded_patches=padded)
 
-    def _slide(self, candidate: Candidate) -> _OpenSlide:
-        if self._open is None or self._open.candidate.slide_id != candidate.slide_id:
+    def _slide(self, work: Work) -> _OpenSlide:
+        if self._open is None or self._open.candidate.slide_id != work.candidate.slide_id:
             if self._open is not None:
                 self._open.close()
             self._open = None
-            self._open = _OpenSlide(candidate, self._lake, self._settings)
+            self._open = _OpenSlide(work, self._lake, self._settings)
         return self._open
 
 
 class _OpenSlide:
     """A section ready to be written: counts by gene of the lake, niches, sentences, and its image open."""
 
-    def __init__(self, candidate: Candidate, lake: Lake, settings: IngestSettings) -> None:
-        self.candidate = candidate
-        _, self._slide, _ = _prepare(candidate, settings)
+    def __init__(self, work: Work, lake: Lake, settings: IngestSettings) -> None:
+        candidate = self.candidate = work.candidate
+        slide, tag = _read(candidate)
+        with work.pyramid.borrowed() if work.pyramid else nullcontext() as pyramid:
+            if pyramid is not None:
+                slide = replace(slide, image=str(pyramid))
+            _, self._slide, _ = _judge(candidate, slide, tag, settings)
+            self._image: SlideImage | None = None if slide.image is None else open_image(slide.image)
         self._patches = settings.patches
         species = self._slide.metadata.species or DEFAULT_SPECIES
         genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
@@ -260,7 +337,6 @@ class _OpenSlide:
         self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences, common)
         self._niche_sentences = gene_sentences(around, symbols, settings.sentences, common)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
-        self._image: SlideImage | None = None if self._slide.image is None else open_image(self._slide.image)
 
     def close(self) -> None:
         """Close the image."""
@@ -272,7 +348,7 @@ class _OpenSlide:
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
-        spot_um, niche_um = _widths_um(slide, self._patches)
+        spot_um, niche_um = widths_um(slide, self._patches)
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]
         offsets = pa.array(counts.indptr, pa.int32())

@@ -11,7 +11,7 @@ from histolake.ingestion.worker import IngestSettings, SlideWorker, Work, Writte
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["Progress", "in_tasks", "through_actors"]
+__all__ = ["Progress", "in_tasks", "pool_size", "through_actors"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
@@ -43,7 +43,7 @@ def through_actors(works: Sequence[Work], root: Location, settings: IngestSettin
     import ray
 
     items = [{"work": pickle.dumps(work)} for work in works]
-    pool = ray.data.ActorPoolStrategy(size=_pool_size(len(works)))
+    pool = ray.data.ActorPoolStrategy(size=pool_size(len(works)))
     tiler: Any = _Tiler  # a class whose instances are the function, made once an actor
     written = ray.data.from_items(items, override_num_blocks=len(items)).map(
         tiler, fn_constructor_args=(root, settings), compute=pool, num_cpus=1
@@ -52,7 +52,7 @@ def through_actors(works: Sequence[Work], root: Location, settings: IngestSettin
         yield pickle.loads(row["written"])
 
 
-def _pool_size(runs: int) -> int:
+def pool_size(runs: int) -> int:
     """Actors: one a slot, with one slot left for the rest; on a machine alone, no more than its cores."""
     import ray
 

@@ -1,8 +1,9 @@
 """The cache of this machine: copies of remote files, and images taken out of other files.
 
-It lies in `$XDG_CACHE_HOME/histolake` (`~/.cache/histolake`). Whatever is in it can be made again, so it is kept within a
-size (`store.cache_gb`): what was used longest ago goes first. A copy that was used within `IN_USE_S` stays whatever the
-size is, for some worker may still read it; so a cache that is too small for the work at hand grows, and shrinks after.
+It lies in `$XDG_CACHE_HOME/histolake` (`~/.cache/histolake`). Whatever is in it can be made again, so it is kept within
+a size (`store.cache_gb`): what was used longest ago goes first. A copy that was used within `IN_USE_S` stays whatever
+the size is, for some worker may still read it; so a cache that is too small for the work at hand grows, and shrinks
+after.
 """
 
 from __future__ import annotations

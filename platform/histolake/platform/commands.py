@@ -1,4 +1,7 @@
-"""Commands of the platform: `histolake settings`, `histolake export` and the group `histolake lake`."""
+"""Commands of the platform: `histolake settings`, `histolake export` and the group `histolake lake`.
+
+Other modules and parts add commands to the group by entry points such as `lake.diff` (see `cli`).
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,7 @@ def slides(
 
     opened = open_lake(lake_uri)
     table = select(opened.catalog.slides(), where) if every else opened.at(version).slides(where=where)
-    rows = [_flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
+    rows = [flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
     columns = ["slide_id", "status", "n_pairs", "n_rejections", "patient", "technology", "um_per_px", "flags"]
     columns = [*columns, "published_in", "retired_in"] if every else [*columns, "published_in"]
     show(rows, columns, as_json=as_json, empty=f"No slides in {opened.uri}.")
@@ -122,55 +125,6 @@ def rejections(
     rows = opened.at(version).rejections(where).to_pylist()
     columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
     show(rows, columns, as_json=as_json, empty="Nothing was refused.")
-
-
-@lake.command("show")
-def show_slide(
-    slide_id: Annotated[str, typer.Argument(help="The slide, as `histolake lake slides` lists it.")],
-    lake_uri: LakeOption = None,
-    version: VersionOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Show all that is known of one slide.
-
-    Example: `histolake lake show her2st/C2 --lake /data/lake`
-    """
-    from histolake.platform.errors import SlideNotFoundError
-
-    snapshot = open_lake(lake_uri).at(version)
-    rows = [_flat(r) for r in snapshot.slides(include_refused=True).to_pylist() if r["slide_id"] == slide_id]
-    if not rows:
-        raise SlideNotFoundError(f"Version {snapshot.version} has no slide {slide_id}; see `histolake lake slides`.")
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1, default=str))
-        return
-    for row in rows:
-        show([{"": name, "value": value} for name, value in row.items()], ["", "value"], as_json=False, empty="")
-
-
-@lake.command("history")
-def history(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
-    """List the lake's versions and what each published, retired or refused.
-
-    Example: `histolake lake history --lake /data/lake`
-    """
-    opened = open_lake(lake_uri)
-    changes: dict[int, dict[str, Any]] = {}
-    for row in opened.catalog.slides(
-        ["slide_id", "published_in", "retired_in", "status", "when", "n_pairs"]
-    ).to_pylist():
-        for version, change in ((row["published_in"], row["status"]), (row["retired_in"], "retired")):
-            if version is not None:
-                empty = {"version": version, "when": None, "published": 0, "refused": 0, "retired": 0, "pairs": 0}
-                entry = changes.setdefault(version, empty)
-                entry[change] += 1
-                if change != "retired":
-                    entry["when"] = row["when"]
-                    entry["pairs"] += row["n_pairs"] or 0
-    rows = [changes[version] for version in sorted(changes)]
-    show(
-        rows, ["version", "when", "published", "refused", "retired", "pairs"], as_json=as_json, empty="No versions yet."
-    )
 
 
 @lake.command("check")
@@ -293,6 +247,10 @@ def export(
     )
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without nested values: lists become text."""
-    return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without nested values: lists become text, members that have names as `name=value`."""
+
+    def text(value: Any) -> str:
+        return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    return {key: ", ".join(map(text, value)) if isinstance(value, list) else value for key, value in row.items()}

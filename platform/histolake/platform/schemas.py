@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["GENES", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
+__all__ = ["GENES", "LOOK_ALIKE", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
 
 PAIR_ID_BYTES = 16
+LOOK_ALIKE = "look_alike"  # the flag of a slide that has look_alikes
 
 
 def _schema(name: str, version: int, fields: list[pa.Field]) -> pa.Schema:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -163,6 +164,15 @@ class Location:
             aws_session_token=known["session_token"] or None,
         )
 
+    def zarr_store(self) -> Any:
+        """A store for zarr to read groups and arrays from."""
+        from zarr.storage import FsspecStore, LocalStore
+
+        if not self.is_remote:
+            return LocalStore(self.uri, read_only=True)
+        filesystem, path = self.filesystem()
+        return FsspecStore(_asynchronous(filesystem), read_only=True, path=path)
+
     # -- files ----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -204,6 +214,32 @@ class Location:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as part:
             part.write(data)
         Path(part.name).replace(target)
+
+    def upload(self, source: Path) -> None:
+        """Copy a file of this machine to here, block by block; in a store it appears at once or not at all."""
+        filesystem, path = self.filesystem()
+        with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a path on this machine, block by block."""
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_stream(path, compression=None) as stream, target.open("wb") as out:
+            while block := stream.read(COPY_BYTES):
+                out.write(block)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Path]:
+        """A path on this machine with the content: the file itself, or a copy of a remote one that goes with the
+        block. What was opened inside may be read on after it."""
+        if not self.is_remote:
+            yield Path(self.uri)
+            return
+        with tempfile.TemporaryDirectory(prefix="histolake-") as folder:
+            copy = Path(folder) / self.name
+            self.download(copy)
+            yield copy
 
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
@@ -306,6 +342,19 @@ def _default_store() -> StoreSettings:
     store = load_settings().section("store")
     assert isinstance(store, StoreSettings)
     return store
+
+
+def _asynchronous(filesystem: Any) -> Any:
+    """A file system of Arrow's as the asynchronous one of fsspec's that zarr wants: one client for all of a store."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    class Wrapped(ArrowFSWrapper):
+        @property
+        def fsid(self) -> str:  # fsspec's own takes it from a host that only HDFS has
+            return f"arrow_{filesystem.type_name}"
+
+    return AsyncFileSystemWrapper(Wrapped(filesystem))
 
 
 @lru_cache(maxsize=1)

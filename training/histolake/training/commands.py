@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, show
+from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, WhereOption, show
 
 if TYPE_CHECKING:
     from histolake.platform.splits import Split
@@ -56,6 +56,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Training workers: processes on CPUs, or one a GPU.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's if not given.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, repeatable.")] = None,
+    where: WhereOption = None,
     include_low_resolution: Annotated[bool, typer.Option(help="Train on slides flagged low_resolution too.")] = False,
     name: Annotated[str | None, typer.Option(help="Registered model; the setting tracking.model if not given.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Alias of the new version, beside the recipe's name.")] = None,
@@ -68,7 +69,9 @@ def train(
     """Train a recipe on one version of a lake and register the model.
 
     The slides of each side are named in lists or by a split's JSON file; without either, 80% of the patients train, 10%
-    validate and 10% test, by a fixed draw. The run, its figures and its lineage are tracked in MLflow.
+    validate and 10% test, by a fixed draw. --where leaves out the slides of every side for which it is not true, such
+    as `licence_id in ('CC-BY-4.0', 'CC0-1.0')`, and is kept with the run. The run, its figures and its lineage are
+    tracked in MLflow.
 
     Example: `histolake train clip-lite0 --lake /data/lake --train-slides study/C2,study/C3 --validation-slides study/C5
     --cuts-units --set steps=40`
@@ -92,6 +95,7 @@ def train(
         name=name,
         aliases=tuple(alias or ()),
         include_low_resolution=include_low_resolution,
+        where=where,
         run_name=run_name,
         storage=storage,
         say=lambda line: typer.echo(line, err=True),

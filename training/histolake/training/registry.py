@@ -28,6 +28,7 @@ __all__ = ["CHAMPION", "ResolvedModel", "lineage", "list_models", "promote", "re
 CHAMPION = "champion"
 TAG_RECIPE = "histolake.recipe"
 TAG_SIMULATED = "histolake.simulated"
+TAG_WHERE = "histolake.where"  # the filter over the catalogue, where there was one
 FIGURE_PREFIX = "validation_"
 
 
@@ -140,6 +141,7 @@ def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
         "run_id": found.run_id,
         "lake_uri": found.tags.get(TAG_LAKE_URI),
         "lake_version": _number(found.tags.get(TAG_LAKE_VERSION)),
+        "where": found.tags.get(TAG_WHERE),
     }
     return [head | slide for slide in slides]
 
@@ -175,6 +177,7 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "recipe": version.tags.get(TAG_RECIPE),
         "lake_uri": version.tags.get(TAG_LAKE_URI),
         "lake_version": _number(version.tags.get(TAG_LAKE_VERSION)),
+        "where": version.tags.get(TAG_WHERE),
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
         "run_id": version.run_id,
     }
@@ -200,7 +203,13 @@ def _pages(search: Any, **what: Any) -> Any:
 
 
 def model_tags(
-    *, recipe: str, lake_uri: str, lake_version: int, split: Mapping[str, Any], simulated: bool
+    *,
+    recipe: str,
+    lake_uri: str,
+    lake_version: int,
+    split: Mapping[str, Any],
+    simulated: bool,
+    where: str | None = None,
 ) -> dict[str, str]:
     """The tags that tie a run and its model version to what they were learned from."""
     return {
@@ -209,4 +218,5 @@ def model_tags(
         TAG_LAKE_VERSION: str(lake_version),
         TAG_SPLIT: json.dumps(split),
         TAG_SIMULATED: str(simulated).lower(),
+        **({} if where is None else {TAG_WHERE: where}),
     }

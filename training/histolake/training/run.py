@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Trained", "train"]
 
 LOW_RESOLUTION = "low_resolution"
+NAMED = 10  # slides named in a message
 SENTENCES_SAMPLED = 2000  # for the mean number of genes that survive the tokenizer
 
 
@@ -48,6 +49,7 @@ class Trained:
     recipe: str
     lake_uri: str
     lake_version: int
+    where: str | None
     train_slides: int
     train_pairs: int
     train_steps: int
@@ -72,6 +74,7 @@ def train(
     name: str | None = None,
     aliases: tuple[str, ...] = (),
     include_low_resolution: bool = False,
+    where: str | None = None,
     run_name: str | None = None,
     storage: str | None = None,
     max_failures: int = 1,
@@ -80,6 +83,8 @@ def train(
     """Train a recipe on the training side of a split, and register the model under `name` (the tracking settings' if
     none) with the recipe's name and `aliases` as aliases.
 
+    `where` is a filter over the catalogue's columns (see `platform.lake.where`), such as `licence_id = 'CC-BY-4.0'`:
+    slides for which it is not true are on no side. With the lake's version and the split it says what is read.
     `say` is told what goes on, a line at a time. `storage` (folder or URI) keeps checkpoints, and the same `run_name`
     there resumes; without it they live in a temporary folder for as long as the run. Workers that die are restarted
     from the last checkpoint, `max_failures` times. Raises `UsageError` or
@@ -88,13 +93,14 @@ def train(
     # Threads that wait give way: the workers of Ray and this process share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.perf_counter()
-    sides = choose_sides(snapshot, split, include_low_resolution=include_low_resolution, say=say)
+    sides = choose_sides(snapshot, split, include_low_resolution=include_low_resolution, where=where, say=say)
     slides = tuple(slide_id for slide_id, side in sides.items() if side == "train")
     check_request(recipe, snapshot, slides, workers)
     job = _Job(
         recipe=recipe,
         snapshot=snapshot,
         split=split,
+        where=where,
         sides=sides,
         client=connect(tracking),
         experiment_id="",
@@ -117,13 +123,28 @@ def train(
 
 
 def choose_sides(
-    snapshot: Snapshot, split: Split, *, include_low_resolution: bool, say: Callable[[str], None]
+    snapshot: Snapshot,
+    split: Split,
+    *,
+    include_low_resolution: bool,
+    where: str | None = None,
+    say: Callable[[str], None],
 ) -> dict[str, str]:
-    """slide_id -> side of every slide on a side. A slide of low resolution doesn't train unless asked for; it may
-    validate or test."""
+    """slide_id -> side of every slide on a side for which the filter is true. A slide of low resolution doesn't train
+    unless asked for; it may validate or test.
+
+    The sides are drawn before the filter, which moves no slide to another side: it only leaves slides out.
+    """
     table = snapshot.slides()
     flags = dict(zip(table["slide_id"].to_pylist(), table["flags"].to_pylist(), strict=True))
     sides = {slide_id: side for slide_id, side in split.assign(table).items() if side in SIDES}
+    if where is not None:
+        meant = set(snapshot.slides(where=where)["slide_id"].to_pylist())
+        others = sorted(set(sides) - meant)
+        if others:
+            named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+            say(f"{len(others)} of {len(sides)} slides left out by the filter {where!r}: {named}")
+        sides = {slide_id: side for slide_id, side in sides.items() if slide_id in meant}
     if not include_low_resolution:
         coarse = sorted(s for s, side in sides.items() if side == "train" and LOW_RESOLUTION in (flags[s] or []))
         if coarse:
@@ -139,7 +160,7 @@ def check_request(recipe: Recipe, snapshot: Snapshot, slides: tuple[str, ...], w
     if workers < 1:
         raise UsageError(f"{workers} workers cannot train; give at least 1.")
     if not slides:
-        raise UsageError("The training side of the split has no slides; name some, or widen the split.")
+        raise UsageError("The training side of the split has no slides; name some, or widen the split or the filter.")
     pairs = sum(chunk.rows for chunk in snapshot.chunks(list(slides)))
     if pairs < recipe.global_batch:
         raise UsageError(
@@ -160,6 +181,7 @@ class _Job:
     recipe: Recipe
     snapshot: Snapshot
     split: Split
+    where: str | None
     sides: Mapping[str, str]
     client: MlflowClient
     experiment_id: str
@@ -204,6 +226,7 @@ class _Job:
             lake_uri=self.snapshot.lake.uri,
             lake_version=self.snapshot.version,
             split=self.split.to_dict(),
+            where=self.where,
             simulated=any(row["simulated"] for row in slides if row["slide_id"] in self.sides),
         )
 
@@ -221,6 +244,7 @@ class _Job:
         values = as_params(self.recipe) | {
             "lake_uri": plan.lake_uri,
             "lake_version": plan.lake_version,
+            "where": self.where or "",
             "workers": plan.workers,
             "train_slides": len(plan.slide_ids),
         }
@@ -286,6 +310,7 @@ class _Job:
             "config": dict(self.recipe.model),
             "lake": {"uri": self.snapshot.lake.uri, "version": self.snapshot.version},
             "split": self.split.to_dict(),
+            "where": self.where,
             "simulated": tags[registry.TAG_SIMULATED] == "true",
             "run_id": run_id,
             "genes_surviving_tokenizer": surviving,
@@ -324,6 +349,7 @@ class _Job:
             recipe=self.recipe.name,
             lake_uri=plan.lake_uri,
             lake_version=plan.lake_version,
+            where=self.where,
             train_slides=len(plan.slide_ids),
             train_pairs=pairs,
             train_steps=self.recipe.steps,

@@ -1,4 +1,4 @@
-"""Slide images: one way in, `open_image`, whatever the format.
+"""Slide images: one way in, `open_image`, whatever the format; overviews, pyramids and hashes of them.
 
 Names are loaded when they are first used, so that a plain import stays quick.
 """
@@ -9,14 +9,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histolake.ingestion.images.opening import Backend, ImageFile, open_image
+    from histolake.ingestion.images.files import ImageFile, companions
+    from histolake.ingestion.images.hashing import image_hash
+    from histolake.ingestion.images.opening import Backend, open_image
+    from histolake.ingestion.images.pyramid import make_pyramid, wants_pyramid
+    from histolake.ingestion.images.settings import ImageSettings
 
-__all__ = ["Backend", "ImageFile", "open_image"]
+__all__ = [
+    "Backend",
+    "ImageFile",
+    "ImageSettings",
+    "companions",
+    "image_hash",
+    "make_pyramid",
+    "open_image",
+    "wants_pyramid",
+]
 
 _HOME = {
     "Backend": "opening",
-    "ImageFile": "opening",
+    "ImageFile": "files",
+    "ImageSettings": "settings",
+    "companions": "files",
+    "image_hash": "hashing",
+    "make_pyramid": "pyramid",
     "open_image": "opening",
+    "wants_pyramid": "pyramid",
 }
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from histolake.ingestion.images.bmp_image import BmpImage
 from histolake.ingestion.images.files import ImageFile, damaged
 from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.images.tiff_layout import is_tiff, missing_bytes
+from histolake.ingestion.images.zarr_image import ZarrImage
 from histolake.ingestion.slide import SlideImage
 
 __all__ = ["BACKENDS", "Backend", "ImageFile", "open_image"]
@@ -29,7 +31,7 @@ class Backend(Protocol):
         """The image. Raises `SourceError` (image_readable) where it is damaged."""
 
 
-BACKENDS: tuple[Backend, ...] = (TiffImage, OpenSlideImage, PlainImage)
+BACKENDS: tuple[Backend, ...] = (ZarrImage, TiffImage, OpenSlideImage, BmpImage, PlainImage)
 
 
 def open_image(uri: str) -> SlideImage:

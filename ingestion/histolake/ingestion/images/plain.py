@@ -26,7 +26,7 @@ class PlainImage:
     """One JPEG, PNG or TIFF file."""
 
     def __init__(self, file: ImageFile) -> None:
-        self._file = file
+        self.file = file
         self._image = _open(file)
         self._region: Any = None
 
@@ -49,7 +49,7 @@ class PlainImage:
                 self._region = pyvips.Region.new(_as_rgb(self._image))
             data = self._region.fetch(x, y, width, height)
         except pyvips.Error as error:
-            raise damaged(self._file, error) from error
+            raise damaged(self.file, error) from error
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
     @property
@@ -60,12 +60,18 @@ class PlainImage:
     @property
     def um_per_px(self) -> float | None:
         """Micrometres a pixel by a TIFF's resolution tags; the other formats state a screen's or nothing."""
-        if not is_tiff(self._file):
+        if not is_tiff(self.file):
             return None
         import tifffile
 
-        with tifffile.TiffFile(self._file.local) as tiff:
-            return from_tags(self._file, tiff.pages[0])
+        with tifffile.TiffFile(self.file.local) as tiff:
+            return from_tags(self.file, tiff.pages[0])
+
+    def stream(self) -> Any:
+        """The pixels as an image of libvips, RGB of 8 bits, to be read once from top to bottom."""
+        import pyvips
+
+        return _as_rgb(pyvips.Image.new_from_file(str(self.file.local), access="sequential", fail_on="truncated"))
 
     def overview(self, max_px: int) -> np.ndarray:
         """The whole image, its longest side `max_px`, shrunk while it is decoded."""
@@ -74,11 +80,11 @@ class PlainImage:
         width, height = fitted(self.size_px, max_px)
         try:
             small = pyvips.Image.thumbnail(
-                str(self._file.local), width, height=height, size="force", no_rotate=True, fail_on="truncated"
+                str(self.file.local), width, height=height, size="force", no_rotate=True, fail_on="truncated"
             )
             data = _as_rgb(small).write_to_memory()
         except pyvips.Error as error:
-            raise damaged(self._file, error) from error
+            raise damaged(self.file, error) from error
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from histolake.ingestion.images.files import ImageFile, damaged
 from histolake.ingestion.images.overview import fitted, shrunk
 from histolake.ingestion.images.pixel_size import from_aperio, from_ome, from_tags
-from histolake.ingestion.images.tiff_layout import Level, Picture, find_picture, is_tiff
+from histolake.ingestion.images.tiff_layout import Level, Picture, find_picture, is_tiff, stack_in
+from histolake.platform.errors import SourceError
 
 __all__ = ["TiffImage"]
 
@@ -33,8 +34,15 @@ class TiffImage:
     def __init__(self, file: ImageFile) -> None:
         import tifffile
 
-        self._file = file
+        self.file = file
         self._tiff = tifffile.TiffFile(file.local)
+        if stack := stack_in(self._tiff):
+            self._tiff.close()
+            raise SourceError(
+                f"The image {file.uri} is a stack ({stack}); give a picture of the slide in colour, one plane of it.",
+                rule="image_readable",
+                file=file.uri,
+            )
         picture = find_picture(self._tiff)
         assert picture is not None, "`opens` said so"
         self._picture: Picture = picture
@@ -49,7 +57,7 @@ class TiffImage:
 
         # What tifffile cannot parse may still be a TIFF to the others; they say what is wrong with it.
         with suppress(tifffile.TiffFileError, ValueError), tifffile.TiffFile(file.local) as tiff:
-            return find_picture(tiff) is not None
+            return find_picture(tiff) is not None or stack_in(tiff) is not None
         return False
 
     @property
@@ -66,9 +74,9 @@ class TiffImage:
     def um_per_px(self) -> float | None:
         """Micrometres a pixel, by OME's XML, by Aperio's description, or by the resolution tags."""
         if self._tiff.is_ome:
-            return from_ome(self._file, self._tiff.ome_metadata, self.size_px)
+            return from_ome(self.file, self._tiff.ome_metadata, self.size_px)
         page = self._picture.levels[0].pages[0]
-        return from_aperio(page.description) if page.is_svs else from_tags(self._file, page)
+        return from_aperio(page.description) if page.is_svs else from_tags(self.file, page)
 
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
@@ -151,8 +159,9 @@ class _Segments:
         if length == 0:
             return None
         self._handle.seek(start)
+        packed = self._handle.read(length)
         try:
-            data, _, _ = page.decode(self._handle.read(length), index, jpegtables=page.jpegtables)
+            data, _, _ = page.decode(packed, index, jpegtables=page.jpegtables)
         # tifffile raises ValueError; the codecs' own errors are RuntimeErrors.
         except (ValueError, RuntimeError) as error:
             raise damaged(self._file, f"segment {index}: {error}") from error

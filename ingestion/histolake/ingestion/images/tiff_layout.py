@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from histolake.ingestion.images.files import ImageFile
 
-__all__ = ["TIFF_MAGIC", "Level", "Picture", "find_picture", "is_tiff", "missing_bytes"]
+__all__ = ["TIFF_MAGIC", "Level", "Picture", "find_picture", "is_tiff", "missing_bytes", "stack_in"]
 
 TIFF_MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
 
@@ -130,6 +130,16 @@ class Picture:
 def find_picture(tiff: Any) -> Picture | None:
     """The picture in an open `tifffile.TiffFile`, or None where it must be decoded by something else."""
     return _ome_picture(tiff) if tiff.is_ome else _plain_picture(tiff)
+
+
+def stack_in(tiff: Any) -> str | None:
+    """What an OME-TIFF holds in place of a picture in colour, in words; None where it may be a picture."""
+    if not tiff.is_ome or not tiff.series:
+        return None
+    series = max(tiff.series, key=lambda series: series.keyframe.imagewidth * series.keyframe.imagelength)
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    planes = {axis: n for axis, n in sizes.items() if axis not in "YXS" and n > 1}
+    return ", ".join(f"{n} planes along {axis}" for axis, n in planes.items()) if planes not in ({}, {"C": 3}) else None
 
 
 def _ome_picture(tiff: Any) -> Picture | None:

@@ -214,7 +214,7 @@ class _Transfer:
         with self.part.open("ab" if start else "wb", buffering=0) as out:
             done = start
             self.tell(done, total)
-            for block in answer.iter_raw(BLOCK_BYTES):
+            for block in answer.iter_raw():
                 _write_all(out, block)
                 done += len(block)
                 self.tell(done, total)

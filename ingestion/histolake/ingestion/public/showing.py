@@ -44,8 +44,8 @@ def list_cohorts(console: Console, catalogue: Catalogue, *, as_json: bool) -> No
             members = ", ".join(section.name for section in cohort.sections)
             out.print(f"{cohort.name}: {cohort.title} ({members})", highlight=False, soft_wrap=True)
     console.print(
-        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), technologies of Visium. Empty cells are "
-        "not known here, and + is more, of unknown size. Pages and files: --json. "
+        f"All: {catalogue.source}, {catalogue.licence} ({catalogue.licence_url}), Visium. Empty cells are not "
+        "known here, and + is more, of unknown size. Pages and files: --json. "
         "Fetch one: histolake sample NAME --to DIR",
         highlight=False,
         soft_wrap=True,

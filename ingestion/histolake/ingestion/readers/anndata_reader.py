@@ -7,9 +7,9 @@
 An image that is not beside the file is taken from `uns["spatial"]`, where scanpy keeps reduced copies: the largest is
 used, and the slide is flagged `image_reduced`.
 
-The scale comes from the pitch of the array, which is known where the technology is (`arrays.py`), from `pitch_um` in the
-metadata, from the fiducial marks of a Visium slide, and from `um_per_px` in `uns`. Where nothing tells it, the section
-is refused by `scale_known`.
+The scale comes from the pitch of the array, which is known where the technology is (`arrays.py`), from `pitch_um` in
+the metadata, from the fiducial marks of a Visium slide, and from `um_per_px` in `uns`. Where nothing tells it, the
+section is refused by `scale_known`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.beside import FILE, place_of, read_beside, with_beside
 from histolake.ingestion.readers.embedded import write_copy
 from histolake.ingestion.readers.h5ad import H5ad, Library, open_h5ad
-from histolake.ingestion.readers.h5ad_slide import Picture, as_slide, read_spots, the_library, with_array
+from histolake.ingestion.readers.h5ad_slide import Picture, as_slide, read_spots, the_library
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
 from histolake.platform.storage import Location
 
@@ -82,8 +82,6 @@ class AnnDataReader:
             known = with_beside(SlideMetadata().updated(said), source).updated(dict(metadata))
             picture = _picture(file, library, source, known)
             stated = [ScaleEvidence(origin="source", um_per_px=um_per_px, file=uri)] if um_per_px else []
-            of_image = [known.um_per_px, picture.tag_um_per_px, um_per_px and um_per_px / picture.factor]
-            known = with_array(known, spots, picture.factor, next((scale for scale in of_image if scale), None))
             return as_slide(file, spots, picture, known, stated=stated, library=library)
 
 

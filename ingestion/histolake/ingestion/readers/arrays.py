@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from histolake.ingestion.readers.lattice import Lattice
 
-__all__ = ["ST", "ST_STAGGERED", "VISIUM", "Array", "array_name", "recognise", "species_name", "technology_name"]
+__all__ = ["ST", "ST_STAGGERED", "VISIUM", "Array", "array_name", "recognise", "technology_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +48,11 @@ _TECHNOLOGIES = (
     ("xenium", re.compile(r"xenium", re.I), "Xenium"),
     ("st", re.compile(r"^(legacy )?st$|spatial transcriptomics", re.I), ST.technology),
 )
-_SPECIES = {
-    "homo sapiens": "human",
-    "mus musculus": "mouse",
-    "rattus norvegicus": "rat",
-    "danio rerio": "zebrafish",
-    "sus scrofa": "pig",
-    "macaca mulatta": "macaque",
-}
 
 
 def technology_name(text: str) -> str:
     """A technology by its one name here ("10x Visium" is Visium); an unknown one as it is written."""
     return next((name for _, pattern, name in _TECHNOLOGIES if pattern.search(text.strip())), text.strip())
-
-
-def species_name(text: str) -> str:
-    """A species by the name that genes go by here (Homo sapiens is human); an unknown one in lower case."""
-    clean = " ".join(text.split()).lower()
-    return _SPECIES.get(clean, clean)
 
 
 def array_name(barcode: str) -> tuple[float, float] | None:

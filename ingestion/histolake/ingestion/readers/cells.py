@@ -15,7 +15,7 @@ from histolake.ingestion.readers.pooling import pool
 from histolake.ingestion.slide import Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
 
-__all__ = ["Cells", "SpotChoice", "as_slide", "choose_spots", "locate"]
+__all__ = ["Cells", "SpotChoice", "as_slide", "choose_spots", "locate", "pooled"]
 
 WAYS = ("pooled", "cells")
 
@@ -97,7 +97,7 @@ def as_slide(cells: Cells, spots: SpotChoice, known: SlideMetadata) -> Slide:
         for i in np.flatnonzero(~placed).tolist()
     )
     base = Slide(
-        metadata=replace(known, pitch_um=spots.pitch_um, spot_diameter_um=spots.diameter_um),
+        metadata=_spaced(known, spots),
         barcodes=cells.names[placed],
         array_row=np.full(int(placed.sum()), np.nan, np.float32),
         array_col=np.full(int(placed.sum()), np.nan, np.float32),
@@ -109,10 +109,15 @@ def as_slide(cells: Cells, spots: SpotChoice, known: SlideMetadata) -> Slide:
         refused=lost,
         matrix_file=cells.matrix_file,
     )
-    return base if spots.way == "cells" else _pooled(base, spots)
+    return base if spots.way == "cells" else pooled(base, spots)
 
 
-def _pooled(cells: Slide, spots: SpotChoice) -> Slide:
+def _spaced(known: SlideMetadata, spots: SpotChoice) -> SlideMetadata:
+    return replace(known, pitch_um=spots.pitch_um, spot_diameter_um=spots.diameter_um)
+
+
+def pooled(cells: Slide, spots: SpotChoice) -> Slide:
+    """A slide of cells as one of pseudo-spots; the positions of both in MICROMETRES."""
     found = pool(
         cells.counts,
         cells.xy_px,
@@ -126,10 +131,11 @@ def _pooled(cells: Slide, spots: SpotChoice) -> Slide:
         flags.append(f"cells outside spots: {found.outside / len(cells):.0%}")
     return replace(
         cells,
+        metadata=_spaced(cells.metadata, spots),
         barcodes=np.array(names, dtype=str),
         array_row=found.array_row,
         array_col=found.array_col,
         xy_px=found.xy_um_S2,
         counts=found.counts_SG,
-        flags=tuple(flags),
+        flags=(*cells.flags, *flags),
     )

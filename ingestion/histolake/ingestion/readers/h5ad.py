@@ -227,7 +227,7 @@ def _read_sparse(group: Any) -> Any:
 
     attributes = dict(group.attrs)
     kind = text(attributes.get("encoding-type", attributes.get("h5sparse_format", "csr")))
-    shape = tuple(int(n) for n in attributes.get("shape", attributes.get("h5sparse_shape")))
+    shape = tuple(int(n) for n in attributes["shape" if "shape" in attributes else "h5sparse_shape"])
     data = group["data"].astype(np.float32)[:]
     parts = (data, group["indices"][:], group["indptr"][:])
     return csc_array(parts, shape=shape).tocsr() if kind.startswith("csc") else csr_array(parts, shape=shape)

@@ -2,8 +2,8 @@
 
 Two readers stand on it: `anndata_reader.py`, which knows nothing but the file, and `hest.py`, whose layout tells more.
 
-**Positions** are pixels of the full-resolution image, as scanpy and squidpy keep them. Where the image that is used is a
-reduced one, positions and scale are reduced with it, and the slide is flagged `image_reduced`.
+**Positions** are pixels of the full-resolution image, as scanpy and squidpy keep them. Where the image that is used is
+a reduced one, positions and scale are reduced with it, and the slide is flagged `image_reduced`.
 
 **Counts** are the first of `layers["counts"]`, `raw` and `X` that holds whole numbers. Where none does, `X` is taken as
 it is: a normalisation is named (`expression_unit`), never undone.
@@ -13,20 +13,22 @@ Axes: N spots, G genes, 2 = (x, y) or (column, row).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from histolake.ingestion.expression_unit import COUNTS, NORMALISED, unit_name
 from histolake.ingestion.genes import looks_like_ensembl
-from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, species_name, technology_name
-from histolake.ingestion.readers.h5ad import H5ad, Library, Matrix
+from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, technology_name
+from histolake.ingestion.readers.h5ad import H5ad, Library
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
 
-__all__ = ["Picture", "Spots", "as_slide", "read_spots", "the_library", "with_array"]
+__all__ = ["CountMatrix", "Observations", "Picture", "Spots", "as_slide", "read_spots", "the_library"]
 
 POSITIONS = ("spatial", "X_spatial", "spatial_px")  # keys of obsm
 # Columns of obs, in pairs of x and y, that can only be pixels of the full image.
@@ -43,6 +45,45 @@ ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl"
 SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "feature_name", "gene_name", "gene_names", "symbol", "SYMBOL")
 FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks, as scale.py measures them
 TPM_TOTAL = 1e6
+# Probes of imaging panels that are no genes; HEST-1k's Xenium files hold them among the genes.
+_CONTROL = re.compile(r"(blank|negcontrol|unassignedcodeword|deprecatedcodeword|intergenic_region|antisense_)", re.I)
+
+
+class CountMatrix(Protocol):
+    """One matrix of a table, not read yet."""
+
+    @property
+    def name(self) -> str:
+        """As "X" or "layers/counts"."""
+
+    @property
+    def var(self) -> Any:
+        """Its variables, a pandas.DataFrame (G, ...)."""
+
+    def whole(self) -> bool:
+        """Whether it seems to hold whole numbers only."""
+
+    def read(self) -> Any:
+        """`scipy.sparse.csr_array` (N, G) float32."""
+
+
+class Observations(Protocol):
+    """A table of observations as AnnData has it, in whatever store: `H5ad`, or a table in zarr."""
+
+    uri: str
+
+    @property
+    def names(self) -> np.ndarray:
+        """Names of the observations (N,)."""
+
+    def obsm(self, *keys: str) -> np.ndarray | None:
+        """The first of these that is there, as float64 (N, dimensions)."""
+
+    def column(self, *names: str) -> np.ndarray | None:
+        """The first of these columns of `obs` that is there (N,)."""
+
+    def matrices(self) -> Iterator[CountMatrix]:
+        """The matrices that may hold counts, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +122,17 @@ def the_library(file: H5ad) -> Library | None:
     return libraries[0] if libraries else None
 
 
-def read_spots(file: H5ad) -> Spots:
-    """The observations with their positions; raises `SourceError` where there are none (`positions_missing`), no spots
-    (`empty_section`), or a barcode twice (`duplicate_barcodes`)."""
+def read_spots(file: Observations, xy_N2: np.ndarray | None = None) -> Spots:
+    """The observations with their positions, those of the table unless `xy_N2` gives them.
+
+    Raises `SourceError` where there are none (`positions_missing`), no spots (`empty_section`), or a barcode twice
+    (`duplicate_barcodes`).
+    """
     barcodes = file.names
     if not len(barcodes):
         raise SourceError(f"{file.uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=file.uri)
     _check_unique(barcodes, file.uri)
-    xy_N2 = _positions(file)
+    xy_N2 = _positions(file) if xy_N2 is None else xy_N2
     array_N2 = _array(file, barcodes)
     lattice = fit_lattice(array_N2, xy_N2)
     if lattice is None and (indexed_N2 := index_lattice(xy_N2)) is not None:
@@ -98,32 +142,8 @@ def read_spots(file: H5ad) -> Spots:
     )
 
 
-def with_array(known: SlideMetadata, spots: Spots, factor: float, um_per_px: float | None) -> SlideMetadata:
-    """The metadata with technology, pitch and diameter: as they are stated, else as the array tells.
-
-    Where no array is recognised, the pitch is that of the lattice (or the median distance to the nearest spot) by
-    `um_per_px` of the image, and spots are taken to touch. `factor`: pixels of the image per pixel of the positions.
-    """
-    if known.technology is not None:
-        known = replace(known, technology=technology_name(known.technology))
-    if known.species is not None:
-        known = replace(known, species=species_name(known.species))
-    array = recognise(known.technology, spots.barcodes.tolist(), spots.lattice)
-    pitch_um, diameter_um = known.pitch_um, known.spot_diameter_um
-    if array is not None:
-        pitch_um, diameter_um = pitch_um or array.pitch_um, diameter_um or array.spot_diameter_um
-    elif um_per_px is not None:
-        pitch_um = pitch_um or _spacing_px(spots) * factor * um_per_px
-    return replace(
-        known,
-        technology=known.technology or (array.technology if array else None),
-        pitch_um=pitch_um,
-        spot_diameter_um=diameter_um or pitch_um,
-    )
-
-
 def as_slide(
-    file: H5ad,
+    file: Observations,
     spots: Spots,
     picture: Picture,
     known: SlideMetadata,
@@ -131,23 +151,26 @@ def as_slide(
     stated: Sequence[ScaleEvidence] = (),
     library: Library | None = None,
 ) -> Slide:
-    """The slide. `known` has pitch and diameter already; `stated` is what the source says of the scale of a
-    full-resolution pixel, besides the pitch and the fiducial marks that are measured here."""
-    counts, var, unit = _counts(file, known.expression_unit)
+    """The slide. `stated` is what the source says of the scale of a full-resolution pixel, besides the pitch and the
+    fiducial marks that are measured here."""
+    known = _with_array(known, spots)
+    scales = [
+        replace(e, um_per_px=e.um_per_px / picture.factor)
+        for e in (*_measured(file.uri, spots, known, library), *stated)
+    ]
+    told = [known.um_per_px, picture.tag_um_per_px, *(e.um_per_px for e in scales)]
+    known = _with_spacing(known, spots, picture.factor, next((um for um in told if um), None))
+    counts, var, unit = _counts(file, unit_name(known.expression_unit))
     symbols, ensembl_ids, kept_G = _genes(var, file.uri)
     if kept_G is not None:
         counts = counts[:, kept_G]
     usable = spots.selected_N & np.isfinite(spots.xy_N2).all(axis=1)
     xy_N2 = spots.xy_N2 * picture.factor
-    refused = tuple(_ruled_out(file.uri, spots, i, xy_N2[i]) for i in np.flatnonzero(~usable))
     order = np.flatnonzero(usable)
     if np.isfinite(spots.array_N2[order]).all():
         order = order[np.lexsort((spots.barcodes[order], spots.array_N2[order, 0], spots.array_N2[order, 1]))]
-    scales = [*_measured(file.uri, spots, known, library), *stated]
     return Slide(
-        metadata=replace(
-            known, expression_unit=unit, species=known.species or _species_of(ensembl_ids), um_per_px=known.um_per_px
-        ),
+        metadata=replace(known, expression_unit=unit),
         barcodes=spots.barcodes[order],
         array_row=spots.array_N2[order, 1].astype(np.float32),
         array_col=spots.array_N2[order, 0].astype(np.float32),
@@ -157,9 +180,9 @@ def as_slide(
         ensembl_ids=ensembl_ids,
         image=picture.uri,
         image_size_px=picture.size_px,
-        scales=tuple(replace(e, um_per_px=e.um_per_px / picture.factor) for e in scales),
+        scales=tuple(scales),
         flags=("image_reduced",) if picture.factor != 1.0 else (),
-        refused=refused,
+        refused=tuple(_ruled_out(file.uri, spots, i, xy_N2[i]) for i in np.flatnonzero(~usable).tolist()),
         matrix_file=file.uri,
     )
 
@@ -180,7 +203,7 @@ def _check_unique(barcodes: np.ndarray, uri: str) -> None:
         )
 
 
-def _positions(file: H5ad) -> np.ndarray:
+def _positions(file: Observations) -> np.ndarray:
     found = file.obsm(*POSITIONS)
     if found is None:
         pairs = ((file.column(x), file.column(y)) for x, y in POSITION_COLUMNS)
@@ -197,7 +220,7 @@ def _positions(file: H5ad) -> np.ndarray:
     return found[:, :2]
 
 
-def _array(file: H5ad, barcodes: np.ndarray) -> np.ndarray:
+def _array(file: Observations, barcodes: np.ndarray) -> np.ndarray:
     """Column and row of each spot, from `obs` or from names like 10x21; NaN where neither tells."""
     for col, row in ARRAY_COLUMNS:
         columns, rows = file.column(col), file.column(row)
@@ -217,7 +240,7 @@ def _numbers(values: np.ndarray) -> np.ndarray:
     return pd.to_numeric(pd.Series(values).astype(object), errors="coerce").to_numpy(dtype=np.float64)
 
 
-def _selected(file: H5ad, n: int) -> np.ndarray:
+def _selected(file: Observations, n: int) -> np.ndarray:
     values = file.column(*SELECTED)
     if values is None:
         return np.ones(n, dtype=bool)
@@ -238,16 +261,39 @@ def _ruled_out(uri: str, spots: Spots, i: int, xy: np.ndarray) -> Spot:
 # -- scale --------------------------------------------------------------------------------------------------------
 
 
+def _with_array(known: SlideMetadata, spots: Spots) -> SlideMetadata:
+    """The metadata with the technology's name as it is here, and with what the array tells."""
+    if known.technology is not None:
+        known = replace(known, technology=technology_name(known.technology))
+    array = recognise(known.technology, spots.barcodes.tolist(), spots.lattice)
+    if array is None:
+        return known
+    return replace(
+        known,
+        technology=array.technology,
+        pitch_um=known.pitch_um or array.pitch_um,
+        spot_diameter_um=known.spot_diameter_um or array.spot_diameter_um,
+    )
+
+
 def _measured(uri: str, spots: Spots, known: SlideMetadata, library: Library | None) -> list[ScaleEvidence]:
     """Micrometres a full-resolution pixel by the pitch and, on Visium, by the fiducial marks."""
     found = []
-    told = recognise(known.technology, spots.barcodes.tolist(), spots.lattice) is not None
-    if spots.lattice is not None and known.pitch_um is not None and (told or known.um_per_px is None):
+    if spots.lattice is not None and known.pitch_um is not None:
         found.append(ScaleEvidence(origin="pitch", um_per_px=known.pitch_um / spots.lattice.pitch_px, file=uri))
     fiducial_px = library.scalefactors.get("fiducial_diameter_fullres") if library else None
     if fiducial_px and known.technology == VISIUM.technology:
         found.append(ScaleEvidence(origin="fiducial", um_per_px=FIDUCIAL_UM / fiducial_px, file=uri))
     return found
+
+
+def _with_spacing(known: SlideMetadata, spots: Spots, factor: float, um_per_px: float | None) -> SlideMetadata:
+    """Where no array tells the pitch, it is that of the lattice, else the median distance to the nearest spot; and
+    spots whose diameter nobody tells are taken to touch. `um_per_px` is of the image, `factor` its reduction."""
+    pitch_um = known.pitch_um
+    if pitch_um is None and um_per_px is not None:
+        pitch_um = _spacing_px(spots) * factor * um_per_px
+    return replace(known, pitch_um=pitch_um, spot_diameter_um=known.spot_diameter_um or pitch_um)
 
 
 def _spacing_px(spots: Spots) -> float:
@@ -262,22 +308,24 @@ def _spacing_px(spots: Spots) -> float:
 # -- counts and genes ---------------------------------------------------------------------------------------------
 
 
-def _counts(file: H5ad, stated: str | None) -> tuple[Any, Any, str]:
+def _counts(file: Observations, stated: str | None) -> tuple[Any, Any, str]:
     """Counts (N, G), their variables, and their unit."""
-    last: Matrix | None = None
+    last: CountMatrix | None = None
     for matrix in file.matrices():
         last = matrix if matrix.name == "X" or last is None else last
         # A person's word that the unit is another says that no counts are meant.
-        if (stated is None or stated == "counts") and matrix.whole():
+        if stated in (None, COUNTS) and matrix.whole():
             counts = matrix.read()
             if (counts.data == np.rint(counts.data)).all():
-                return counts, matrix.var, "counts"
+                return counts, matrix.var, COUNTS
     if last is None:
-        raise SourceError(f"{file.uri} holds no matrix (X).", rule="empty_section", figure=0.0, limit=1.0, file=file.uri)
+        raise SourceError(
+            f"{file.uri} holds no matrix (X).", rule="empty_section", figure=0.0, limit=1.0, file=file.uri
+        )
     counts = last.read()
     totals = np.asarray(counts.sum(axis=1)).ravel()
-    unit = "TPM" if len(totals) and np.allclose(totals[totals > 0], TPM_TOTAL, rtol=0.01) else "normalised"
-    return counts, last.var, stated if stated not in (None, "counts") else unit
+    unit = "TPM" if len(totals) and np.allclose(totals[totals > 0], TPM_TOTAL, rtol=0.01) else NORMALISED
+    return counts, last.var, stated or unit
 
 
 def _genes(var: Any, uri: str) -> tuple[list[str], list[str | None] | None, np.ndarray | None]:
@@ -301,9 +349,12 @@ def _genes(var: Any, uri: str) -> tuple[list[str], list[str | None] | None, np.n
             file=uri,
         )
     ensembl_ids = None if ids is None else [value if looks_like_ensembl(value) else None for value in ids]
-    kinds = _column(var, ("feature_types",))
-    kept = None if kinds is None else np.flatnonzero([kind in ("Gene Expression", "") for kind in kinds])
-    if kept is None or len(kept) in (0, len(names)):
+    kinds = _column(var, ("feature_types",)) or [""] * len(names)
+    genes = [
+        kind in ("Gene Expression", "") and not _CONTROL.match(name) for kind, name in zip(kinds, names, strict=True)
+    ]
+    kept = np.flatnonzero(genes)
+    if len(kept) in (0, len(names)):
         return symbols, ensembl_ids, None
     return [symbols[g] for g in kept], None if ensembl_ids is None else [ensembl_ids[g] for g in kept], kept
 
@@ -315,12 +366,3 @@ def _column(var: Any, names: Sequence[str]) -> list[str] | None:
 
 def _mostly_ensembl(names: Sequence[str]) -> bool:
     return sum(looks_like_ensembl(name) for name in names) > len(names) / 2
-
-
-def _species_of(ensembl_ids: Sequence[str | None] | None) -> str | None:
-    """Human or mouse, where the Ensembl ids say so."""
-    known = [e for e in ensembl_ids or () if e]
-    for prefix, species in (("ENSG", "human"), ("ENSMUSG", "mouse")):
-        if known and sum(e.startswith(prefix) for e in known) > 0.9 * len(known):
-            return species
-    return None

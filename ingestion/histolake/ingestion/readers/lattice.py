@@ -88,7 +88,15 @@ def index_lattice(xy_N2: np.ndarray) -> np.ndarray | None:
     """
     from scipy.spatial import cKDTree
 
-    if len(xy_N2) < FEWEST_SPOTS or not np.isfinite(xy_N2).all():
+    placed = np.isfinite(xy_N2).all(axis=1)
+    if not placed.all():
+        found = index_lattice(xy_N2[placed])
+        if found is None:
+            return None
+        array_N2 = np.full(xy_N2.shape, np.nan)
+        array_N2[placed] = found
+        return array_N2
+    if len(xy_N2) < FEWEST_SPOTS:
         return None
     around = min(7, len(xy_N2))
     distance_NK, index_NK = cKDTree(xy_N2).query(xy_N2, k=around)

@@ -156,7 +156,16 @@ def _matrices(folder: Listing) -> dict[str, str | None]:
                 rank = KINDS.index(match["kind"] + ending)
                 prefix = match["prefix"]
                 best[prefix] = min(best.get(prefix, (len(KINDS), "")), (rank, folder.location.join(name).uri))
+    # Archives of one sample, unpacked side by side: some name it, some do not, and there is one `spatial/`.
+    shared = [prefix for prefix in best if not _has_own_spatial(folder, prefix)]
+    if "" in shared and len(shared) == 2:
+        best[shared[0]] = min(best.pop(prefix) for prefix in list(shared))
     return {prefix: uri for prefix, (_, uri) in sorted(best.items())}
+
+
+def _has_own_spatial(folder: Listing, prefix: str) -> bool:
+    own = f"{prefix}spatial" in folder.folders or folder.file(*(prefix + name for name in POSITIONS)) is not None
+    return bool(prefix) and own
 
 
 def _has_positions(folder: Listing) -> bool:
@@ -166,7 +175,7 @@ def _has_positions(folder: Listing) -> bool:
 
 def _is_hd(folder: Listing) -> bool:
     """Whether these are the bins of a Visium HD slide, or the folder above them."""
-    if _BINS.fullmatch(folder.location.name) or "binned_outputs" in folder.folders:
+    if _BINS.fullmatch(folder.location.name) or any(name.endswith("binned_outputs") for name in folder.folders):
         return True
     scalefactors = folder.file("spatial/scalefactors_json.json")
     return scalefactors is not None and b'"bin_size_um"' in Location.parse(scalefactors).read_bytes()

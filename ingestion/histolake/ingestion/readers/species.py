@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
 
 __all__ = ["genes_of_one_species", "species_of_genes", "species_present"]
@@ -60,8 +61,9 @@ def genes_of_one_species(
     present = species_present(species_G)
     if len(present) < 2:
         return (present[0] if present else None), None
-    if stated in present:
-        return stated, species_G == stated
+    named = species_name(stated)
+    if named in present:
+        return named, species_G == named
     raise SourceError(
         f"{file} holds genes of {len(present)} species ({', '.join(present)}); a section is of one. Say which "
         f"(species = {' or '.join(present)}) in the metadata, and the genes of the others are left out.",

@@ -31,11 +31,11 @@ import numpy as np
 
 from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.alignment import Affine, read_matrix_csv
-from histolake.ingestion.readers.arrays import species_name
 from histolake.ingestion.readers.beside import place_of, read_beside, with_beside
 from histolake.ingestion.readers.cells import Cells, as_slide, choose_spots, locate
 from histolake.ingestion.readers.matrices import Matrix, read_matrix
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
+from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
 from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
@@ -220,7 +220,7 @@ def _to_image(image: str | None, options: Mapping[str, Any], source: Source) -> 
     if file is None:
         raise SourceError(
             f"The H&E image {image} comes without its alignment to the morphology image: put the matrix that Xenium "
-            f'Explorer exports beside it as {_stem(Location.parse(image).name) or "NAME"}{ALIGNMENT}, or say alignment '
+            f"Explorer exports beside it as {_stem(Location.parse(image).name) or 'NAME'}{ALIGNMENT}, or say alignment "
             'in section.json (a path; "identity" where its pixels are those of the morphology image).',
             rule="image_alignment",
             figure=0.0,

@@ -53,6 +53,7 @@ RULES = {
     ),
     "format_known": ("the file is of a kind that cannot be read", "Write the file again with a current program."),
     "name_taken": ("two sections have one name", "Name one of them in its section.json, or use two cohorts."),
+    "niche_size": ("too many spots in a niche", "Lower patches.niche_radius_um, or take a number of spots."),
     "min_genes": (
         "too few expressed genes",
         "Usually the edge of the tissue. Where it is many spots, look for a shallow library or the wrong image.",
@@ -61,7 +62,7 @@ RULES = {
     "spot_in_image": ("the spot lies outside the image", "A few are normal at a cut edge; many mean the wrong image."),
     "spot_position": ("the spot has no position", "Give the complete table of positions if these spots matter."),
     "spot_selected": ("ruled out by the source itself", "Nothing: these spots were marked as off the tissue."),
-    "duplicate_spot": ("the same profile is in the lake already", "Check whether two files hold the same spots."),
+    "duplicate_spot": ("another spot has the same profile", "Check whether two exports were joined into one table."),
     "min_tissue": ("too little tissue under the spot", "Usually the edge of the tissue, or a hole in it."),
     "min_focus": ("the patch is out of focus", "Look at the image there; scan the slide again if it is large."),
 }
@@ -71,6 +72,8 @@ FLAGS = {
     "low_resolution": "low resolution: kept out of training unless asked",
     "image_reduced": "the image is a reduced copy",
     "image: none": "no image: for expression-only tasks",
+    "look_alike": "shares spots or looks with another slide",
+    "symbols_missing": "many genes have no symbol; genes.table can name them",
 }
 
 

@@ -210,6 +210,27 @@ class Catalog:
                 time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
         raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
 
+    def amend(self, rows: pa.Table) -> None:
+        """Change columns of `catalog/slides` in place, in every version. `rows` hold ingest_id and published_in, by
+        which a row is known (no other value of theirs is in the log), and the columns to change."""
+        changed = {name: f"new.{name}" for name in rows.column_names if name not in ("ingest_id", "published_in")}
+        failure: Exception | None = None
+        for attempt in range(PUBLISH_TRIES):
+            try:
+                merge = self.table("slides").merge(
+                    rows,
+                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
+                    source_alias="new",
+                    target_alias="old",
+                    commit_properties=_ONCE,
+                )
+                merge.when_matched_update(changed).execute()
+                return
+            except DeltaError as error:
+                failure = error
+                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+        raise ConflictError("Rows of slides could not be amended: other writers won every commit.") from failure
+
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError, UsageError
-from histolake.platform.lake.leases import read_leases
+from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.vacuum import CLOCK_SLACK_S
+from histolake.platform.schemas import LOOK_ALIKE, SLIDES
 from histolake.platform.storage import Location
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class Receipt:
     rejections: int
     catalog_rows: int
     exports: list[str]
-    bytes: int
+    images: int  # overviews and pyramids
+    bytes: int  # of pairs, exports and images
     models: list[str]
     version_before: int
     version_after: int
@@ -93,7 +96,8 @@ def forget(
     mine = everything.filter(pc.is_in(everything["slide_id"], pa.array(slides)))
     ingest_ids = set(mine["ingest_id"].to_pylist())
 
-    leases = [lease for lease in read_leases(lake.root) if lease.slide_id in slides]
+    twins = _unlike(lake, set(slides))
+    leases = [lease for lease in read_leases(lake.root) if lease.slide_id in slides or _resembles(lease, slides)]
     dead = [lease for lease in leases if not lease.is_live()]
     ingest_ids |= {lease.lease_id for lease in dead}
 
@@ -105,13 +109,14 @@ def forget(
     for owner, ids in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - _named_fragments(everything))).items():
         if owner in ingest_ids:
             fragments.setdefault(owner, []).extend(ids)
+    images, freed_images = _drop_images(lake, ingest_ids)
     # The catalogue goes last, so that a repeat after a crash still finds what to forget.
     lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
-    rejections = lake.catalog.delete("rejections", sorted(ingest_ids))
-    catalog_rows = lake.catalog.delete("slides", sorted(ingest_ids))
+    rejections = lake.catalog.delete("rejections", sorted(ingest_ids | twins)) - len(twins)
+    catalog_rows = lake.catalog.delete("slides", sorted(ingest_ids | twins)) - len(twins)
     for lease in dead:
         lease.remove(lake.root)
-    freed += _clean(lake)
+    freed += freed_images + _clean(lake)
     return Receipt(
         lake=lake.uri,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,12 +127,41 @@ def forget(
         rejections=rejections,
         catalog_rows=catalog_rows,
         exports=exports,
+        images=images,
         bytes=freed,
         models=models or [],
         version_before=before,
         version_after=lake.version,
         live_writers=len(leases) - len(dead),
     )
+
+
+def _unlike(lake: Lake, slides: set[str]) -> set[str]:
+    """Take slides out of the look-alikes of the others. Returns the ingests that were refused for being one of them:
+    their reason names it, and they may come in now."""
+    columns = ["slide_id", "ingest_id", "published_in", "status", "look_alikes", "flags"]
+    rows = lake.catalog.slides(columns).to_pylist()
+    naming = [row for row in rows if row["slide_id"] not in slides and slides.intersection(row["look_alikes"] or ())]
+    changed = [
+        {
+            "ingest_id": row["ingest_id"],
+            "published_in": row["published_in"],
+            "look_alikes": (left := [other for other in row["look_alikes"] if other not in slides]),
+            "flags": [flag for flag in row["flags"] or [] if left or flag != LOOK_ALIKE],
+        }
+        for row in naming
+        if row["status"] == "published"
+    ]
+    if changed:
+        fields = [SLIDES.field(name) for name in ("ingest_id", "published_in", "look_alikes", "flags")]
+        lake.catalog.amend(pa.Table.from_pylist(changed, schema=pa.schema(fields)))
+    return {row["ingest_id"] for row in naming if row["status"] == "refused"}
+
+
+def _resembles(lease: Lease, slides: Sequence[str]) -> bool:
+    """Whether an attempt at another slide names one of these as its look-alike."""
+    record = (lease.plan or {}).get("record", {})
+    return not set(slides).isdisjoint(record.get("look_alikes") or ())
 
 
 def _pairs_by_ingest(rows: pa.Table) -> dict[str, int]:
@@ -146,6 +180,18 @@ def _clean(lake: Lake) -> int:
     for name in ("slides", "rejections"):
         lake.catalog.clean(name, cutoff_s)
     return lake.pairs.clean(cutoff_s)
+
+
+def _drop_images(lake: Lake, ingest_ids: set[str]) -> tuple[int, int]:
+    """Remove the images of these ingests, and of attempts that nothing names: they may be of the same slides. Images
+    are listed before leases and catalogue are read, so that what belongs to a writer is known to."""
+    files = lake.images.files()
+    held = {lease.lease_id for lease in read_leases(lake.root)}
+    named = set(lake.catalog.slides(["ingest_id"])["ingest_id"].to_pylist())
+    gone = [
+        file for owner, found in files.items() if owner in ingest_ids or owner not in held | named for file in found
+    ]
+    return len(gone), lake.images.drop(gone)
 
 
 def _drop_exports(lake: Lake, ingest_ids: set[str]) -> tuple[list[str], int]:

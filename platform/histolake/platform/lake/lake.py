@@ -18,6 +18,7 @@ from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
 from histolake.platform.lake.genes import GeneTable
+from histolake.platform.lake.images import LakeImages
 from histolake.platform.lake.leases import Lease, LeaseKeeper
 from histolake.platform.lake.pairs import PairsTable
 from histolake.platform.lake.snapshot import Snapshot
@@ -34,6 +35,7 @@ class Lake:
         self.root = root
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
+        self.images = LakeImages(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 

@@ -1,9 +1,10 @@
 """Vacuum: give back what no version of the lake names.
 
-What goes: fragments of ingests that the catalogue does not name (dead attempts, and those that were forgotten), their
-rejections and leases, old Lance and Delta files, and files that no commit ever named. What stays: everything of a live
-lease. A file without a commit goes only if it is older than the oldest live lease and than the start of this vacuum: it
-may be a running ingest's, which without its file would still commit, and leave a table that cannot be read.
+What goes: fragments and images of ingests that the catalogue does not name (dead attempts, and those that were
+forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What stays:
+everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than the
+start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table that
+cannot be read.
 
 The order of looking is the proof: first what was written, then who holds leases, then what the catalogue names. A lease
 is taken before anything is written and given back after the catalogue names it, so whatever was seen in the first look
@@ -36,7 +37,8 @@ class Vacuumed:
     dead_attempts: int
     fragments: int
     rejections: int
-    bytes: int  # of pairs
+    images: int  # files
+    bytes: int  # of pairs and images
     catalog_files: int
     live_leases: int  # that held it back
 
@@ -45,6 +47,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     """Remove what no version names and no live lease holds."""
     started_s = time.time()
     fragment_ids = lake.pairs.fragment_ids()
+    pictures = lake.images.files()
     rejecting = set(pc.unique(lake.catalog.rejections()["ingest_id"]).to_pylist())
 
     leases = list(read_leases(lake.root))
@@ -61,16 +64,19 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in named | held}
     lake.pairs.drop(orphans)
     rejections = lake.catalog.delete("rejections", sorted(rejecting - named - held))
+    ownerless = [file for owner, files in pictures.items() if owner not in named | held for file in files]
+    freed = lake.images.drop(ownerless)
     for lease in condemned:
         lease.remove(lake.root)
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
-    freed = lake.pairs.clean(cutoff_s)
+    freed += lake.pairs.clean(cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
         dead_attempts=sum(lease.kind == "write" for lease in condemned),
         fragments=sum(map(len, orphans.values())),
         rejections=rejections,
+        images=len(ownerless),
         bytes=freed,
         catalog_files=files,
         live_leases=len(live),

@@ -73,7 +73,8 @@ class Road:
         """Every step; whether something was refused. Raises an error if nothing could be published."""
         start = time.monotonic()
         named = self.from_dir or load_settings().sample_dir
-        source = f"real sections in {named}" if named else "no folder is named, so a simulated one"
+        unnamed = "the smallest public one if the network has it, else a simulated one"
+        source = f"real sections in {named}" if named else unnamed
         say(PLAN.format(out=self.out, source=source, recipes=" and ".join(RECIPES)))
         self.out.mkdir(parents=True, exist_ok=True)
         for name in ("report.html", "summary.json"):
@@ -95,7 +96,8 @@ class Road:
 
     def _sample(self) -> str:
         with self.steps.timed("sample", "which cohort, and why"):
-            words = ["sample", "--to", str(self.out / "sample"), *(["--from", self.from_dir] if self.from_dir else [])]
+            cohort = ["--from", self.from_dir] if self.from_dir else ["--public"]
+            words = ["sample", "--to", str(self.out / "sample"), *cohort]
             _, rows = self.steps.ask(*words)
         self.cohort, self.why = rows[0]["cohort"], rows[0]["why"]
         return str(rows[0]["file"])

@@ -1,0 +1,117 @@
+"""Twins: sections whose content the lake holds under another name, told apart on the driver.
+
+All looks of a wave pass here in the order of their slide_ids, so that of two twins the first stays whichever was read
+first. A refused twin stands only as long as the slide that it repeats: its row is written under a digest of its files
+and of that slide's ingest, so that forgetting the other, or its failing later in the same run, lets the twin in next
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from histolake.ingestion.discover import Candidate
+from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides
+from histolake.ingestion.worker import Look
+from histolake.platform.errors import SourceError
+from histolake.platform.lake import Lake
+from histolake.platform.schemas import LOOK_ALIKE
+
+__all__ = ["Live", "Twin", "known_slides", "tell_apart", "twin_digest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A section that is refused because it repeats another."""
+
+    record: dict[str, Any]  # with the other's slide_id in look_alikes
+    of: str
+    problem: SourceError
+
+
+def known_slides(lake: Lake | None) -> KnownSlides:
+    """The content of the live slides, read once a run."""
+    columns = ["slide_id", "profile_sketch", "image_hash"]
+    return KnownSlides(() if lake is None else lake.at().slides().select(columns).to_pylist())
+
+
+def tell_apart(
+    candidates: Sequence[Candidate],
+    looks: Sequence[Look | SourceError],
+    known: KnownSlides,
+    settings: DuplicateSettings,
+) -> list[Look | SourceError | Twin]:
+    """The looks with their look-alikes, twins in the place of those that repeat a slide; `known` learns the others.
+
+    What was known under the name of a section that is read again no longer counts.
+    """
+    told: dict[str, Look | SourceError | Twin] = {}
+    known.forget([c.slide_id for c, found in zip(candidates, looks, strict=True) if isinstance(found, Look)])
+    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
+        told[candidate.slide_id] = found
+        if isinstance(found, SourceError):
+            continue
+        verdict = known.judge(candidate.slide_id, found.record, settings)
+        if verdict.same is not None:
+            record = {**found.record, "look_alikes": [verdict.same]}
+            problem = _problem(candidate, verdict.same, verdict.shared, settings)
+            told[candidate.slide_id] = Twin(record=record, of=verdict.same, problem=problem)
+            continue
+        flags = {*found.record["flags"], *([LOOK_ALIKE] if verdict.alike else [])}
+        record = {**found.record, "look_alikes": verdict.alike, "flags": sorted(flags)}
+        told[candidate.slide_id] = replace(found, record=record)
+        known.replace(candidate.slide_id, record)
+    return [told[candidate.slide_id] for candidate in candidates]
+
+
+def _problem(candidate: Candidate, other: str, shared: float, settings: DuplicateSettings) -> SourceError:
+    return SourceError(
+        f"About {shared:.0%} of the spots of {candidate.uri} have the profiles of {other}; a section that shares "
+        f"{settings.max_shared:.0%} or more is taken for the same one. Leave one of the two out, or set "
+        'duplicates.slides = "flag" to keep both.',
+        rule="duplicate_slide",
+        figure=shared,
+        limit=settings.max_shared,
+        file=candidate.uri,
+    )
+
+
+def twin_digest(source_digest: str, ingest_id: str) -> str:
+    """The digest under which a twin is refused: of its files, and of the ingest that it repeats."""
+    return hashlib.sha256(f"{source_digest}\0twin of {ingest_id}".encode()).hexdigest()
+
+
+class Live:
+    """The live rows of a lake, to be asked whether a source is there already."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._twins: dict[str, list[dict[str, Any]]] = {}
+        self.published: dict[str, str] = {}  # slide_id -> ingest_id
+        for row in map(dict, rows):
+            self._rows[row["slide_id"], row["source_digest"], row["settings_digest"]] = row
+            if row["status"] == "published":
+                self.published[row["slide_id"]] = row["ingest_id"]
+            elif row["look_alikes"]:
+                self._twins.setdefault(row["slide_id"], []).append(row)
+
+    @classmethod
+    def of(cls, lake: Lake) -> Live:
+        """Those of the newest version."""
+        rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"])
+        return cls(rows.to_pylist())
+
+    def row(self, slide_id: str, source_digest: str, settings_digest: str) -> dict[str, Any] | None:
+        """The live row of a source under these settings: published, refused, or refused as a twin that still is one."""
+        exact = self._rows.get((slide_id, source_digest, settings_digest))
+        if exact is not None:
+            return exact
+        for row in self._twins.get(slide_id, ()):
+            others = [self.published[other] for other in row["look_alikes"] if other in self.published]
+            as_twin = {(twin_digest(source_digest, ingest_id), settings_digest) for ingest_id in others}
+            if (row["source_digest"], row["settings_digest"]) in as_twin:
+                return row
+        return None

@@ -1,0 +1,119 @@
+"""A curator's folder with every format in it, two sections broken, ingested by the commands of the README."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.ingestion.anndata_files import make_section, write_h5ad, write_hest, write_stimage
+from tests.ingestion.space_ranger_files import write_space_ranger, write_visium_hd
+from tests.ingestion.spatialdata_files import write_spatialdata
+from tests.ingestion.xenium_files import write_xenium
+
+from histolake.platform.lake import Lake
+
+READERS = {
+    "visium/v1": "space-ranger",
+    "visium/v2": "space-ranger",
+    "visium/v4": "space-ranger",
+    "visium/cytassist": "space-ranger",
+    "hd": "visium-hd",
+    "xenium": "xenium",
+    "legacy": "legacy-st",
+    "files/loose": "anndata",
+    "hest/TENX7": "hest",
+    "stimage/GSE1_GSM2": "stimage",
+    "store.zarr": "spatialdata",
+}
+BROKEN = {"broken/cut": "file_complete", "broken/strangers": "barcodes_match"}
+
+
+@dataclass
+class Ingested:
+    folder: Path
+    lake: Path
+    rows: dict[str, dict[str, Any]]
+    stderr: str
+
+
+def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "histolake.platform", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def ingested(
+    tmp_path_factory: pytest.TempPathFactory, make_section: Callable[..., Path], rewrite: Callable[..., None]
+) -> Ingested:
+    folder = tmp_path_factory.mktemp("curator")
+    sections = folder / "sections"
+    write_all(sections, make_section)
+    rewrite(sections / "broken/strangers/spots.tsv", lambda lines: [lines[0], *("9" + line for line in lines[1:])])
+    matrix = sections / "broken/cut/filtered_feature_bc_matrix.h5"
+    matrix.write_bytes(matrix.read_bytes()[: matrix.stat().st_size // 2])
+    with (folder / "patients.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["section", "patient", "study", "licence"])
+        table.writerows([name, f"P{i}", "S", "CC BY 4.0"] for i, name in enumerate(READERS) if name != "hd")
+        table.writerow(["visium/v9", "P99", "S", ""])
+    words = ["ingest", str(sections), "--lake", str(folder / "lake"), "--cohort", "mixed", "--json"]
+    words += ["--metadata", str(folder / "patients.csv"), "--set", "quality.min_spots=20"]
+    done = run(*words, code=3)
+    return Ingested(folder, folder / "lake", {r["section"]: r for r in json.loads(done.stdout)}, done.stderr)
+
+
+def write_all(sections: Path, make_legacy: Callable[..., Path]) -> None:
+    write_space_ranger(sections / "visium/v1", version=1, seed=1)
+    write_space_ranger(sections / "visium/v2", version=2, matrix="mtx", seed=2)
+    write_space_ranger(sections / "visium/v4/outs", version=4, seed=3)
+    write_space_ranger(sections / "visium/cytassist", version=3, image="hires", seed=4)
+    write_visium_hd(sections / "hd", seed=5)
+    write_xenium(sections / "xenium", cells=4000, genes=260, extent_um=900, seed=6)
+    make_legacy(sections / "legacy", seed=7)
+    write_h5ad(sections / "files/loose.h5ad", make_section(seed=8), image="loose.png")
+    write_hest(sections / "hest", ("TENX7",), sections={"TENX7": make_section(seed=9)})
+    write_stimage(sections / "stimage", section=make_section("st", seed=10), meta={})
+    write_spatialdata(sections / "store.zarr", seed=11)
+    write_space_ranger(sections / "broken/cut", seed=12)
+    make_legacy(sections / "broken/strangers", seed=13)
+
+
+def test_all_come_in_but_the_broken_ones(ingested: Ingested) -> None:
+    assert {s: row["rule"] for s, row in ingested.rows.items() if row["status"] != "published"} == BROKEN
+    slides = {row["section"]: row for row in Lake.open(ingested.lake).at().slides().to_pylist()}
+    assert {name: row["reader"] for name, row in slides.items()} == READERS
+    for name, slide in slides.items():
+        assert slide["n_pairs"] >= 20, name
+        assert slide["um_per_px"] > 0, name
+        assert slide["scale_from"] in {s["origin"] for s in slide["scales"]}, name
+    assert (slides["hd"]["patient"], slides["xenium"]["patient"], slides["xenium"]["licence"]) == (
+        None,
+        "P5",
+        "CC BY 4.0",
+    )
+
+
+def test_the_table_s_mismatches_are_told(ingested: Ingested) -> None:
+    assert "visium/v9" in ingested.stderr
+    assert "hd" in ingested.stderr
+
+
+def test_the_lake_holds_what_it_says(ingested: Ingested) -> None:
+    assert json.loads(run("lake", "check", "--lake", str(ingested.lake), "--json").stdout) == []
+
+
+def test_the_report_names_every_section_and_every_refusal(ingested: Ingested) -> None:
+    page = ingested.folder / "report.html"
+    run("lake", "report", "--lake", str(ingested.lake), "--cohort", "mixed", "--to", str(page))
+    text = page.read_text()
+    for name in [*READERS, *BROKEN, *BROKEN.values()]:
+        assert name in text, name
