@@ -153,7 +153,7 @@ def add(lake: Lake, slide_id: str, n: int, *, shift: float = 0.0, picture: int |
     attempt.stage(record, [fragment], pa.Table.from_pylist(refused))
     lake.publish([attempt])
     if picture is not None:
-        lake.root.join("images", f"{attempt.ingest_id}.jpg").write_bytes(jpeg(picture))
+        lake.images.picture(attempt.ingest_id).write_bytes(jpeg(picture))
     return attempt.ingest_id
 
 

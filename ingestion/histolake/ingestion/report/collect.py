@@ -67,7 +67,7 @@ def collect(
 
 def overview(snapshot: Snapshot, ingest_id: str) -> bytes | None:
     """The reduced picture of a section's whole image (JPEG), None where the lake has none."""
-    place = snapshot.lake.root.join("images", f"{ingest_id}.jpg")
+    place = snapshot.lake.images.picture(ingest_id)
     return place.read_bytes() if place.is_file() else None
 
 
