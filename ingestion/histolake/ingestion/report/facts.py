@@ -15,7 +15,7 @@ from histolake.ingestion.report.distributions import Distribution
 
 __all__ = ["SOURCES_OWN_RULES", "Cohort", "Likeness", "Refusal", "Section", "SpotRule"]
 
-SOURCES_OWN_RULES = ("spot_selected",)  # what the source itself ruled out, such as spots off the tissue
+SOURCES_OWN_RULES = ("spot_selected", "spot_covered")  # what the source itself ruled out, such as spots off the tissue
 
 
 @dataclass(frozen=True, kw_only=True)

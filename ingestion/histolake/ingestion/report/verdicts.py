@@ -13,7 +13,7 @@ __all__ = ["Verdict", "verdicts"]
 
 NAMED = 4  # names in a sentence before "and n more"
 MUCH_LOST = 0.3  # share of a section's spots lost to quality rules that is worth a word
-SINGLED = ("low_resolution", "image: none")  # flags with a sentence of their own
+SINGLED = ("low_resolution", "image: none", "look_alike")  # flags with a sentence of their own
 
 
 @dataclass(frozen=True, kw_only=True)
