@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from histolake.ingestion.report import advice
 from histolake.ingestion.report.charts import histogram, number
 from histolake.ingestion.report.collect import DRAWN_SPOTS
 from histolake.ingestion.report.commands import write_report
@@ -280,6 +281,25 @@ def test_a_duplicate_that_was_refused_names_the_other() -> None:
     why = Refusal(rule="duplicate_slide", figure=0.97, limit=0.9, file=None, reason=said)
     (found,) = find_alike([section("b/x", status="refused", refusal=why)], slides)
     assert (found.one, found.other, found.refused) == ("b/x", "a/10", True)
+
+
+def test_shared_spots_are_told_from_the_sketches() -> None:
+    sketches = [list(range(64)), [*range(32, 64), *range(100, 132)], list(range(1000, 1064))]
+    slides = pa.table(
+        {"slide_id": ["c/a", "c/b", "c/z"], "image_hash": pa.nulls(3, pa.string()), "profile_sketch": sketches}
+    )
+    (found,) = find_alike([section("c/a", look_alikes=["c/b"])], slides)
+    assert (found.one, found.other, found.bits) == ("c/a", "c/b", None)
+    assert found.shared is not None and 0.4 < found.shared <= 1.0
+    (apart,) = find_alike([section("c/a", look_alikes=["c/z"])], slides)
+    assert apart.shared == 0.0
+
+
+def test_every_rule_that_the_readers_and_the_core_name_has_words_and_a_next_step() -> None:
+    code = "".join(p.read_text() for p in Path(advice.__file__).parents[1].rglob("*.py"))
+    rules = set(re.findall(r'\brule="([a-z_]+)"', code))
+    assert {"scale_agrees", "min_spots", "spot_selected"} <= rules
+    assert {rule for rule in rules if advice.next_step(rule) == advice.DEFAULT[1]} == set()
 
 
 def test_the_page_asks_no_machine_and_runs_no_name(tmp_path: Path) -> None:
