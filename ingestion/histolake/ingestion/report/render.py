@@ -148,9 +148,11 @@ def _quality(cohort: Cohort) -> list[dict[str, Any]]:
 
 
 def _sparks(cohort: Cohort) -> list[dict[str, Any]]:
-    """Sections by measure, each on the cohort's axis."""
+    """Sections by measure, each on the cohort's axis; those that have a card."""
     made = []
     for section in cohort.published:
+        if not section.shown:
+            continue
         cells = []
         for name, whole in cohort.quality.items():
             part = section.measures.get(name)
