@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from histolake.ingestion.report import advice
 from histolake.ingestion.report.charts import histogram, number
 from histolake.ingestion.report.collect import DRAWN_SPOTS
 from histolake.ingestion.report.commands import write_report
@@ -153,7 +154,7 @@ def add(lake: Lake, slide_id: str, n: int, *, shift: float = 0.0, picture: int |
     attempt.stage(record, [fragment], pa.Table.from_pylist(refused))
     lake.publish([attempt])
     if picture is not None:
-        lake.root.join("images", f"{attempt.ingest_id}.jpg").write_bytes(jpeg(picture))
+        lake.images.picture(attempt.ingest_id).write_bytes(jpeg(picture))
     return attempt.ingest_id
 
 
@@ -199,11 +200,11 @@ def test_every_section_is_there_with_the_lakes_figures(known_lake: Lake, tmp_pat
     for slide_id in ("breast/one", "breast/bare", "breast/copy"):
         cells, row = page.rows[slide_id, "published"], mine[slide_id, "published"]
         table = pa.Table.from_batches(list(known_lake.at().pairs(["n_genes", "n_counts"], [slide_id])))
-        assert cells[8:10] == [number(row["n_spots"]), number(row["n_pairs"])]
-        assert cells[10] == f"{100 * 2 / (row['n_pairs'] + 2):.0f}%", "what the source ruled out is not lost"
-        assert cells[11] == number(float(np.median(table["n_genes"].to_numpy())))
-        assert cells[12] == number(float(np.median(table["n_counts"].to_numpy())))
-    assert page.rows["breast/bare", "published"][6] == "blank"
+        assert cells[3:5] == [number(row["n_spots"]), number(row["n_pairs"])]
+        assert cells[5] == f"{100 * 2 / (row['n_pairs'] + 2):.0f}%", "what the source ruled out is not lost"
+        assert cells[6] == number(float(np.median(table["n_genes"].to_numpy())))
+        assert cells[7] == number(float(np.median(table["n_counts"].to_numpy())))
+    assert page.rows["breast/bare", "published"][9] == "blank"
     assert "195 pairs" in page.text and "3 of 5 sections were published" in page.text
     assert "/in/breast/one" in page.text and known_lake.uri in page.text
 
@@ -237,7 +238,7 @@ def test_spots_are_drawn_where_they_are(known_lake: Lake, tmp_path: Path) -> Non
     half = 55 / 0.5 / IMAGE_PX * 1000 / 2
     wanted = np.array([(500, 600), (900, 700)]) * 1000 / IMAGE_PX - half
     assert np.allclose(np.array(starts), wanted, atol=1.5)
-    assert page.by_id[f"o-{one}"]["d"].count("M") == 1
+    assert page.by_id[f"o-{one}"]["d"].count("z") == 1
     picture = page.by_id[f"p-{one}"]["href"]
     with Image.open(io.BytesIO(base64.b64decode(picture.split(",", 1)[1]))) as image:
         assert max(image.size) == 720
@@ -280,6 +281,25 @@ def test_a_duplicate_that_was_refused_names_the_other() -> None:
     why = Refusal(rule="duplicate_slide", figure=0.97, limit=0.9, file=None, reason=said)
     (found,) = find_alike([section("b/x", status="refused", refusal=why)], slides)
     assert (found.one, found.other, found.refused) == ("b/x", "a/10", True)
+
+
+def test_shared_spots_are_told_from_the_sketches() -> None:
+    sketches = [list(range(64)), [*range(32, 64), *range(100, 132)], list(range(1000, 1064))]
+    slides = pa.table(
+        {"slide_id": ["c/a", "c/b", "c/z"], "image_hash": pa.nulls(3, pa.string()), "profile_sketch": sketches}
+    )
+    (found,) = find_alike([section("c/a", look_alikes=["c/b"])], slides)
+    assert (found.one, found.other, found.bits) == ("c/a", "c/b", None)
+    assert found.shared is not None and 0.4 < found.shared <= 1.0
+    (apart,) = find_alike([section("c/a", look_alikes=["c/z"])], slides)
+    assert apart.shared == 0.0
+
+
+def test_every_rule_that_the_readers_and_the_core_name_has_words_and_a_next_step() -> None:
+    code = "".join(p.read_text() for p in Path(advice.__file__).parents[1].rglob("*.py"))
+    rules = set(re.findall(r'\brule="([a-z_]+)"', code))
+    assert {"scale_agrees", "min_spots", "spot_selected"} <= rules
+    assert {rule for rule in rules if advice.next_step(rule) == advice.DEFAULT[1]} == set()
 
 
 def test_the_page_asks_no_machine_and_runs_no_name(tmp_path: Path) -> None:
@@ -440,7 +460,7 @@ def test_a_map_is_drawn_once_a_pair_in_every_colouring() -> None:
 def test_plain_rows_without_quality_or_places_make_a_page(lake: Lake, writer: ModuleType, tmp_path: Path) -> None:
     writer.ingest(lake, "s1", "d1", 10)
     page = written(lake, tmp_path / "r.html", map_pairs=100)
-    assert page.rows["s1", "published"][8:10] == ["12", "10"]
+    assert page.rows["s1", "published"][3:5] == ["12", "10"]
     assert "No pair of these sections carries a quality measure." in page.text
     assert "There are 10 pairs to draw from; a map needs at least 60." in page.text
     assert "no picture in the lake" in page.text
@@ -497,5 +517,5 @@ def test_what_an_ingest_left_is_what_the_report_tells(
     assert page.refused == ["mine/cut"]
     (reason,) = [r["reason"] for r in lake.at().rejections().to_pylist() if r["barcode"] is None]
     assert reason in page.text
-    assert page.rows["mine/one", "published"][8:10] == ["72", "72"]
+    assert page.rows["mine/one", "published"][3:5] == ["72", "72"]
     assert "These are the settings of today" in page.text

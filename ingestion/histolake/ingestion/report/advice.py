@@ -52,6 +52,12 @@ RULES = {
         "Give the image that the positions were measured on, or name it (`image`) in the metadata.",
     ),
     "format_known": ("the file is of a kind that cannot be read", "Write the file again with a current program."),
+    "one_section": ("two sections lie in one folder", "Give each section a folder of its own."),
+    "positions_missing": ("there are no positions", "Put the table of positions beside the counts."),
+    "image_alignment": ("the image's alignment cannot be used", "Export the alignment again, or leave it out."),
+    "image_chosen": ("it is not clear which image is meant", "Name the image (`image`) in the metadata."),
+    "region_known": ("the region is not told", "Name the region in the metadata, as the sentence says."),
+    "source_gone": ("the source is not there any more", "Put it back where it was, or ingest it from its new place."),
     "name_taken": ("two sections have one name", "Name one of them in its section.json, or use two cohorts."),
     "niche_size": ("too many spots in a niche", "Lower patches.niche_radius_um, or take a number of spots."),
     "min_genes": (
@@ -62,6 +68,7 @@ RULES = {
     "spot_in_image": ("the spot lies outside the image", "A few are normal at a cut edge; many mean the wrong image."),
     "spot_position": ("the spot has no position", "Give the complete table of positions if these spots matter."),
     "spot_selected": ("ruled out by the source itself", "Nothing: these spots were marked as off the tissue."),
+    "spot_covered": ("the source does not cover the spot", "Nothing: nothing was measured there."),
     "duplicate_spot": ("another spot has the same profile", "Check whether two exports were joined into one table."),
     "min_tissue": ("too little tissue under the spot", "Usually the edge of the tissue, or a hole in it."),
     "min_focus": ("the patch is out of focus", "Look at the image there; scan the slide again if it is large."),
@@ -72,6 +79,7 @@ FLAGS = {
     "low_resolution": "low resolution: kept out of training unless asked",
     "image_reduced": "the image is a reduced copy",
     "image: none": "no image: for expression-only tasks",
+    "image_passed_over": "an image beside it was passed over",
     "look_alike": "shares spots or looks with another slide",
     "symbols_missing": "many genes have no symbol; genes.table can name them",
 }
@@ -89,4 +97,6 @@ def next_step(rule: str) -> str:
 
 def flag_words(flag: str) -> str:
     """A flag in words."""
+    if flag.startswith("expression: "):
+        return f"not counts but {flag.removeprefix('expression: ')}, kept as it is"
     return FLAGS.get(flag, flag.replace("_", " "))

@@ -23,6 +23,7 @@ ORIGINS = {
     "fiducial": ("fiducial marks", "#0f8577", "square"),
     "image_tag": ("the image file's own tag", "#d1477a", "triangle"),
     "source": ("the source's own table", "#b5790f", "plus"),
+    "": ("not recorded who says so", "#8a8592", "circle"),
 }
 
 

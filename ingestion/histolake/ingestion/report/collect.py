@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.ingestion.report.distributions import MEASURES, Distribution, measured
-from histolake.ingestion.report.facts import Cohort, Refusal, Section, SpotRule
+from histolake.ingestion.report.facts import SOURCES_OWN_RULES, Cohort, Refusal, Section, SpotRule
 from histolake.platform.lake.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWN_SPOTS", "IMPORTANT", "collect", "overview"]
 
-DRAWN_SPOTS = 3000  # places of one section that are drawn at most; more are thinned evenly
+DRAWN_SPOTS = 5000  # places of one section that are drawn at most; more are thinned evenly
 EXAMPLES = 3  # sentences kept for a rule
 IMPORTANT = ("patient", "study", "species", "organ", "technology", "licence")  # loud where blank
 
@@ -67,7 +67,7 @@ def collect(
 
 def overview(snapshot: Snapshot, ingest_id: str) -> bytes | None:
     """The reduced picture of a section's whole image (JPEG), None where the lake has none."""
-    place = snapshot.lake.root.join("images", f"{ingest_id}.jpg")
+    place = snapshot.lake.images.picture(ingest_id)
     return place.read_bytes() if place.is_file() else None
 
 
@@ -128,7 +128,7 @@ def _read_rejections(snapshot: Snapshot, cohort: Cohort) -> None:
         by_ingest[ingest_id].refused_xy[rule] = kept.array()
     for counted in rules.values():
         counted.sections = sum(counted.rule in section.refused_spots for section in cohort.sections)
-    cohort.rules = sorted(rules.values(), key=lambda rule: -rule.spots)
+    cohort.rules = sorted(rules.values(), key=lambda rule: (rule.rule in SOURCES_OWN_RULES, -rule.spots))
     for name, found in limits.items():  # what was in force, where it differs from today's settings
         cohort.limits[name] = sorted(found)
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from histolake.ingestion.report.distributions import Distribution
 
-__all__ = ["Cohort", "Likeness", "Refusal", "Section", "SpotRule"]
+__all__ = ["SOURCES_OWN_RULES", "Cohort", "Likeness", "Refusal", "Section", "SpotRule"]
 
-SOURCES_OWN_RULES = ("spot_selected",)  # what the source itself ruled out, such as spots off the tissue
+SOURCES_OWN_RULES = ("spot_selected", "spot_covered")  # what the source itself ruled out, such as spots off the tissue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,6 @@ class Cohort:
         return [section for section in self.sections if section.shown]
 
     @property
-    def simulated(self) -> bool:
-        """Whether any section is simulated."""
-        return any(section.row["simulated"] for section in self.sections)
+    def n_simulated(self) -> int:
+        """How many sections are simulated."""
+        return sum(bool(section.row["simulated"]) for section in self.sections)

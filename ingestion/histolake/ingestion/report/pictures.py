@@ -21,6 +21,8 @@ __all__ = ["FRAME", "Drawing", "draw", "picture_side", "thumbnail"]
 
 FRAME = 1000  # units of a drawing's width
 RINGS = 1200  # up to so many spots are drawn as rings, more as dots, which need fewer bytes
+WHOLE_ABOVE = 0.7  # share of the frame's width or height from which spots have the whole frame shown
+ROW = 12  # units, height of the rows in which dots follow each other
 SMALLEST = 5.0  # units, the smallest spot that can be seen
 BAR_UM = (100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)  # lengths a scale bar may have
 JPEG_QUALITY = 76
@@ -39,7 +41,9 @@ class Drawing:
     off: str = ""  # dots: spots that the source itself ruled out
     true_size: bool = True
     drawn: int = 0  # kept spots drawn
-    bar: tuple[float, str] | None = None  # length in units, and its name
+    view: tuple[float, float, float, float] = (0.0, 0.0, FRAME, FRAME)  # left, top, width, height that a card shows
+    bar: tuple[float, str] | None = None  # a scale bar for the view: its length in units, and its name
+    whole_bar: tuple[float, str] | None = None  # the same for the whole frame
 
 
 def picture_side(sections: int) -> int:
@@ -72,6 +76,7 @@ def draw(section: Section, side: int) -> Drawing | None:
     def place(xy_S2: np.ndarray) -> np.ndarray:
         return (xy_S2 - (left, top)) * unit
 
+    view = _view(place(section.kept_xy), round(height * unit, 1))
     diameter = _diameter_px(section) * unit
     seen = max(diameter, SMALLEST)
     as_dots = len(section.kept_xy) > RINGS
@@ -91,8 +96,24 @@ def draw(section: Section, side: int) -> Drawing | None:
         ),
         true_size=diameter >= SMALLEST,
         drawn=len(section.kept_xy),
-        bar=_bar(section, unit),
+        view=view,
+        bar=_bar(section, unit, view[2]),
+        whole_bar=_bar(section, unit, FRAME),
     )
+
+
+def _view(xy_S2: np.ndarray, height: float) -> tuple[float, float, float, float]:
+    """What a card shows: the whole frame, or where the spots take up a small part of it, that part with a margin."""
+    if len(xy_S2) < 2:
+        return 0.0, 0.0, FRAME, height
+    (left, top), (right, bottom) = xy_S2.min(axis=0), xy_S2.max(axis=0)
+    wide, high = max(right - left, 0.25 * FRAME), max(bottom - top, 0.25 * height)
+    if wide > WHOLE_ABOVE * FRAME or high > WHOLE_ABOVE * height:
+        return 0.0, 0.0, FRAME, height
+    margin = 0.14 * max(wide, high)
+    x0, x1 = max((left + right - wide) / 2 - margin, 0.0), min((left + right + wide) / 2 + margin, FRAME)
+    y0, y1 = max((top + bottom - high) / 2 - margin, 0.0), min((top + bottom + high) / 2 + margin, height)
+    return round(float(x0), 1), round(float(y0), 1), round(float(x1 - x0), 1), round(float(y1 - y0), 1)
 
 
 def _frame(section: Section, *, has_picture: bool) -> tuple[float, float, float, float] | None:
@@ -123,13 +144,13 @@ def _diameter_px(section: Section) -> float:
     return float(diameter) / float(scale) if diameter and scale else 0.0
 
 
-def _bar(section: Section, unit: float) -> tuple[float, str] | None:
-    """A scale bar of about a fifth of the frame: a wrong scale is seen at once beside tissue."""
+def _bar(section: Section, unit: float, width: float) -> tuple[float, str] | None:
+    """A scale bar of at most a third of the width: a wrong scale is seen at once beside tissue."""
     scale = section.row.get("um_per_px")
     if not scale:
         return None
     per_um = unit / float(scale)
-    fitting = [um for um in BAR_UM if um * per_um <= 0.3 * FRAME]
+    fitting = [um for um in BAR_UM if um * per_um <= 0.3 * width]
     if not fitting:
         return None
     um = fitting[-1]
@@ -144,11 +165,16 @@ def _whole(xy_S2: np.ndarray) -> Sequence[tuple[int, int]]:
 
 
 def _dots(xy_S2: np.ndarray, _diameter: float) -> str:
-    """A point a spot: a stroke of no length whose round ends are the dot. Coordinates follow each other."""
+    """A point a spot: a stroke of no length whose round ends are the dot.
+
+    Spots follow each other to and fro in rows, each told by its step from the last one: about six bytes a spot.
+    """
+    rows = sorted(_whole(xy_S2), key=lambda p: (p[1] // ROW, p[0] if p[1] // ROW % 2 else -p[0], p[1]))
     parts: list[str] = []
     at = (0, 0)
-    for x, y in _whole(xy_S2):
-        parts.append(f"m{x - at[0]} {y - at[1]}h0" if parts else f"M{x} {y}h0")
+    for x, y in rows:
+        step_x, step_y = x - at[0], y - at[1]
+        parts.append(f"m{step_x}{'' if step_y < 0 else ' '}{step_y}z" if parts else f"M{x} {y}z")
         at = (x, y)
     return "".join(parts)
 

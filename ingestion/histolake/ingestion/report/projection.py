@@ -120,8 +120,9 @@ def _chosen_sections(snapshot: Snapshot, slide_ids: Sequence[str], settings: Map
     names = ["slide_id", "ingest_id", "cohort", "study", "patient", "technology", "species", "expression_unit"]
     rows = snapshot.slides().select(names).to_pylist()
     rng = np.random.default_rng(settings.seed)
-    mine = [row for row in rows if row["slide_id"] in set(slide_ids)]
-    rest = [row for row in rows if row["slide_id"] not in set(slide_ids)]
+    asked = set(slide_ids)
+    mine = [row for row in rows if row["slide_id"] in asked]
+    rest = [row for row in rows if row["slide_id"] not in asked]
 
     def some(of: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
         if len(of) <= most:

@@ -148,9 +148,11 @@ def _quality(cohort: Cohort) -> list[dict[str, Any]]:
 
 
 def _sparks(cohort: Cohort) -> list[dict[str, Any]]:
-    """Sections by measure, each on the cohort's axis."""
+    """Sections by measure, each on the cohort's axis; those that have a card."""
     made = []
     for section in cohort.published:
+        if not section.shown:
+            continue
         cells = []
         for name, whole in cohort.quality.items():
             part = section.measures.get(name)
@@ -194,7 +196,7 @@ def _rules(cohort: Cohort) -> list[dict[str, Any]]:
 
 
 def _scales(cohort: Cohort) -> dict[str, Any]:
-    rows = [row for section in cohort.sections if (row := _scale_row(section)) is not None]
+    rows = [row for section in cohort.sections if (row := _scale_row(section, cohort.tolerance)) is not None]
     rows.sort(key=lambda row: -row[0])
     drawn = [row[1] for row in rows]
     return {
@@ -208,7 +210,9 @@ def _scales(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _scale_row(section: Section) -> tuple[float, tuple[str, str, list[tuple[str, float]], float | None]] | None:
+def _scale_row(
+    section: Section, tolerance: float
+) -> tuple[float, tuple[str, str, list[tuple[str, float]], float | None]] | None:
     """How far apart the statements are (to sort by), and the row to draw."""
     used = section.row.get("um_per_px")
     said = [s for s in section.row.get("scales") or () if s["um_per_px"] and s["origin"] in charts.ORIGINS]
@@ -220,10 +224,13 @@ def _scale_row(section: Section) -> tuple[float, tuple[str, str, list[tuple[str,
         return 10 + apart, (section.name, f"refused: {apart:.0%} apart", [], apart)
     if not used:
         return None
-    said = said or [{"origin": section.row.get("scale_from") or "pitch", "um_per_px": used}]
+    said = said or [{"origin": section.row.get("scale_from") or "", "um_per_px": used}]
     differences = [(str(s["origin"]), s["um_per_px"] / used - 1) for s in said]
     words = f"{used:.4g} µm/px, {'one statement' if len(said) == 1 else f'{len(said)} statements'}"
-    return max(abs(d) for _, d in differences) + len(said) / 100, (section.name, words, differences, None)
+    furthest = max((d for _, d in differences), key=abs)
+    if abs(furthest) > tolerance:
+        words += f", one at {furthest:+.0%}".replace("-", "−")
+    return abs(furthest) + len(said) / 100, (section.name, words, differences, None)
 
 
 # -- look-alikes ---------------------------------------------------------------------------------------------------

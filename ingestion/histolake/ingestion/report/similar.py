@@ -32,7 +32,8 @@ def find_alike(sections: Sequence[Section], lake_slides: pa.Table, near_bits: in
     bits = _bits_apart(sections, lake_slides, near_bits)
     for section in sections:
         if section.refusal is not None and section.refusal.rule.startswith("duplicate"):
-            other = _named_in(section.refusal.reason, known, section.slide_id)
+            noted = [str(name) for name in section.row.get("look_alikes") or ()]
+            other = noted[0] if noted else _named_in(section.refusal.reason, known, section.slide_id)
             if other is not None:
                 pair = frozenset((section.slide_id, other))
                 found[pair] = Likeness(

@@ -13,7 +13,7 @@ __all__ = ["Verdict", "verdicts"]
 
 NAMED = 4  # names in a sentence before "and n more"
 MUCH_LOST = 0.3  # share of a section's spots lost to quality rules that is worth a word
-SINGLED = ("low_resolution", "image: none")  # flags with a sentence of their own
+SINGLED = ("low_resolution", "image: none", "look_alike")  # flags with a sentence of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _made(cohort: Cohort) -> list[Verdict]:
     if len(digests) > 1:
         text = f"The sections were made under {len(digests)} different settings; a re-tile makes them the same."
         found.append(Verdict(tone="look", text=text, where="made"))
-    simulated = sum(bool(s.row["simulated"]) for s in cohort.sections)
+    simulated = cohort.n_simulated
     if simulated:
         text = f"{_sections(simulated, 'is', 'are')} simulated and says nothing about tissue."
         text = text if simulated == 1 else text.replace("says", "say")
