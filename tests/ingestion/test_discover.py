@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.ingestion.space_ranger_files import write_visium_hd
 
 from histolake.ingestion.discover import find_sections
 from histolake.platform.errors import UsageError
+from histolake.platform.settings import load_settings
 
 
 def names(folder: Path | str, *more: str) -> dict[str, str | None]:
@@ -139,3 +141,13 @@ def test_candidates_come_as_they_are_found(tmp_path: Path, make_section: Callabl
     (tmp_path / "b/counts.tsv.gz").unlink()
     (tmp_path / "b/spots.tsv").unlink()
     assert [(c.section, c.problem and c.problem.rule) for c in found] == [("b", "unknown_format")]
+
+
+def test_settings_of_a_reader_reach_it(tmp_path: Path) -> None:
+    write_visium_hd(tmp_path / "hd", bins=(60, 60))
+    for bins in ("8", "16"):
+        settings = load_settings({"visium_hd.bins": bins})
+        (found,) = find_sections([str(tmp_path)], "c", settings=settings)
+        assert found.source is not None
+        assert (found.source.metadata["bins"], found.source.by_settings) == (bins, ("bins", "min_covered"))
+        assert f"square_{int(bins):03d}um" in found.source.files["counts"]

@@ -127,7 +127,7 @@ def ingest(
         raise UsageError("No cohort is named; give --cohort NAME.")
     console = stderr()
     table = MetadataTable.read(metadata or [])
-    candidates = find_sections(sources, cohort, table)
+    candidates = find_sections(sources, cohort, table, settings)
     rules = pipeline.ingest_settings(settings)
     console.print("starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), Bars(console) as tell:

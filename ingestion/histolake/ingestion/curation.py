@@ -168,6 +168,6 @@ def retile(
     console.print(f"{len(rows)} slides; starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), Bars(console) as tell:
         work = pipeline.plan if plan else pipeline.ingest
-        outcomes = work(map(as_recorded, rows), opened, rules, tell)
+        outcomes = work((as_recorded(row, settings) for row in rows), opened, rules, tell)
         workers = pipeline.workers_for(outcomes)
     end_with(console, outcomes, workers=workers, as_json=as_json)

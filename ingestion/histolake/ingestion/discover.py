@@ -19,6 +19,7 @@ from histolake.ingestion.metadata import MetadataTable
 from histolake.ingestion.readers import Listing, Source, readers
 from histolake.ingestion.readers.beside import place_of
 from histolake.platform.errors import SourceError, UsageError
+from histolake.platform.settings import Settings
 from histolake.platform.storage import Location
 
 __all__ = ["COHORT_FILE", "Candidate", "find_sections"]
@@ -44,7 +45,10 @@ class Candidate:
 
 
 def find_sections(
-    sources: Sequence[str], cohort: str, metadata: MetadataTable | str | None = None
+    sources: Sequence[str],
+    cohort: str,
+    metadata: MetadataTable | str | None = None,
+    settings: Settings | None = None,
 ) -> Iterator[Candidate]:
     """The sections below `sources` (folders, files, or a `cohort.json`), as they are found.
 
@@ -72,15 +76,15 @@ def find_sections(
     if not known:
         for uri in dict.fromkeys(tables):
             known.add(uri)
-    return _candidates(places, cohort, known)
+    return _candidates(places, cohort, known, settings)
 
 
 def _candidates(
-    places: Iterable[tuple[Location, str | None]], cohort: str, table: MetadataTable
+    places: Iterable[tuple[Location, str | None]], cohort: str, table: MetadataTable, settings: Settings | None
 ) -> Iterator[Candidate]:
     taken: dict[str, str] = {}
     for root, named in places:
-        for section, source, problem in _below(root, named):
+        for section, source, problem in _below(root, named, settings):
             uri = source.uri if source else str(problem and problem.file)
             candidate = Candidate(
                 slide_id=f"{cohort}/{section}", cohort=cohort, section=section, uri=uri, source=source, problem=problem
@@ -122,7 +126,9 @@ def _read_cohort(location: Location) -> tuple[list[tuple[str, Location]], str | 
     return places, place_of(table, folder).uri if table else None
 
 
-def _below(root: Location, named: str | None) -> Iterator[tuple[str, Source | None, SourceError | None]]:
+def _below(
+    root: Location, named: str | None, settings: Settings | None
+) -> Iterator[tuple[str, Source | None, SourceError | None]]:
     """What lies at or below a place: a name with a source, or with the reason why there is none.
 
     A place that the curator names is one section: the first that is found there.
@@ -130,10 +136,10 @@ def _below(root: Location, named: str | None) -> Iterator[tuple[str, Source | No
     unknown: list[Location] = []
     if root.is_file():
         folder = root.parent()
-        listed = _sources(Listing(folder))
+        listed = _sources(Listing(folder, settings))
         found: Iterable[Source] = (s for s in listed if root.uri == s.uri or root.uri in s.files.values())
     else:
-        folder, found = root, _walk(Listing(root), unknown)
+        folder, found = root, _walk(Listing(root, settings), unknown)
     known = False
     for source in found:
         known = True

@@ -12,6 +12,7 @@ from typing import Any
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.readers import Listing, Source, readers
 from histolake.platform.errors import SourceError
+from histolake.platform.settings import Settings
 from histolake.platform.storage import Location
 
 __all__ = ["as_recorded", "given"]
@@ -24,8 +25,12 @@ def given(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"column": name, "value": str(value)} for name, value in sorted(metadata.items()) if name != "section"]
 
 
-def as_recorded(row: Mapping[str, Any]) -> Candidate:
-    """The candidate that a row of `catalog/slides` was made of; `problem` says why where it is not there any more."""
+def as_recorded(row: Mapping[str, Any], settings: Settings | None = None) -> Candidate:
+    """The candidate that a row of `catalog/slides` was made of; `problem` says why where it is not there any more.
+
+    The source has to be what it was. Only one of a reader with settings of its own, which may choose other files of it
+    (the bins of Visium HD), is taken as it is now.
+    """
     said = {entry["column"]: entry["value"] for entry in row["given"] or []}
     common: dict[str, Any] = {
         "slide_id": row["slide_id"],
@@ -40,7 +45,9 @@ def as_recorded(row: Mapping[str, Any]) -> Candidate:
         return Candidate(**common, source=None, problem=_gone(row, f"its reader {row['reader']!r} is not installed"))
     if not place.exists():
         return Candidate(**common, source=None, problem=_gone(row, "it is gone"))
-    source = _find(place, row)
+    source = _find(place, row, settings)
+    if source is not None and source.by_settings:
+        common["expects"] = None
     if source is None:
         return Candidate(**common, source=None, problem=_gone(row, f"the reader {row['reader']} does not know it now"))
     return Candidate(**common, source=source)
@@ -50,12 +57,12 @@ def _gone(row: Mapping[str, Any], why: str) -> SourceError:
     return SourceError(f"{row['source']} cannot be read again: {why}.", rule="source_gone", file=row["source"])
 
 
-def _find(place: Location, row: Mapping[str, Any]) -> Source | None:
+def _find(place: Location, row: Mapping[str, Any], settings: Settings | None) -> Source | None:
     """The source by its reader: in its folder, or in one above, where its layout begins."""
     reader = readers()[row["reader"]]
     folder = place if place.is_dir() else place.parent()
     for _ in range(LEVELS):
-        found = [source for source in reader.find(Listing(folder)) if source.uri == row["source"]]
+        found = [source for source in reader.find(Listing(folder, settings)) if source.uri == row["source"]]
         # A folder may hold several sections.
         named = [source for source in found if source.section is None or _is_named(source, row["section"])]
         if named:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from histolake.ingestion.slide import Slide
 from histolake.platform.errors import UsageError
+from histolake.platform.settings import Settings, load_settings
 from histolake.platform.storage import Location
 
 __all__ = ["Listing", "SlideReader", "Source", "digest", "reader", "readers"]
@@ -34,14 +35,22 @@ class Source:
     files: Mapping[str, str]  # role -> URI of every file or folder that the reader would read; "counts" is the first
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what stands beside the files (section.json)
     section: str | None = None  # its name, where a folder holds several and the metadata name none
+    by_settings: tuple[str, ...] = ()  # keys of `metadata` that settings of the reader decided
     owns: tuple[str, ...] = ()  # URIs of folders of this layout, in which no other section is looked for
 
 
 class Listing:
     """One folder: the names of what lies directly in it, asked for when they are first wanted."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, settings: Settings | None = None) -> None:
         self.location = location
+        self._settings = settings
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings in force, for a reader that has some of its own. What they decide belongs into the metadata of
+        the source, so that another choice is another digest."""
+        return self._settings or load_settings()
 
     @cached_property
     def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -72,7 +81,7 @@ class Listing:
         return {}
 
     def _child(self, name: str) -> Listing:
-        return self._children.setdefault(name, Listing(self.location.join(name)))
+        return self._children.setdefault(name, Listing(self.location.join(name), self._settings))
 
     def file(self, *names: str) -> str | None:
         """URI of the first of these files that is there, hidden or not; a name may have folders

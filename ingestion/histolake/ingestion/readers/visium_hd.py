@@ -42,7 +42,6 @@ from histolake.ingestion.readers.space_ranger import spatial_roles
 from histolake.ingestion.readers.visium_image import choose_image, image_roles, read_scalefactors
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError, UsageError
-from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
 
 __all__ = ["VisiumHDReader"]
@@ -66,7 +65,7 @@ class VisiumHDReader:
         if not squares:
             return []
         beside, metadata = read_beside(folder)
-        settings = load_settings().section("visium_hd")
+        settings = folder.settings.section("visium_hd")
         assert isinstance(settings, VisiumHDSettings)
         bins = str(metadata.get("bins") or settings.bins)
         bin_um = _bins_to_read(bins, list(squares))
@@ -78,6 +77,7 @@ class VisiumHDReader:
                 uri=folder.location.uri,
                 files=files | beside,
                 metadata={**metadata, "bins": bins, "min_covered": settings.min_covered, "bin_um": bin_um},
+                by_settings=("bins", "min_covered"),
                 section=_outs(folder)[-1].location.name if inner else None,
             )
         ]

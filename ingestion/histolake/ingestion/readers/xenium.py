@@ -37,7 +37,6 @@ from histolake.ingestion.readers.matrices import Matrix, read_matrix
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
 from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
-from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
 
 __all__ = ["XeniumReader", "XeniumSettings"]
@@ -96,8 +95,9 @@ class XeniumReader:
         if uri := _alignment(said, files, folder):
             files["alignment"] = uri
         # The settings stand in the source's metadata, so that they count as part of what the section is made from.
-        ways = asdict(load_settings().section("xenium"))
-        return (Source(reader=self.name, uri=folder.location.uri, files=files, metadata=ways | said),)
+        ways = asdict(folder.settings.section("xenium"))
+        uri, chosen = folder.location.uri, tuple(ways)
+        return (Source(reader=self.name, uri=uri, files=files, metadata=ways | said, by_settings=chosen),)
 
     def read(self, source: Source, metadata: Mapping[str, Any]) -> Slide:
         """The section with its cells pooled, or one by one; positions in pixels of the H&E image."""
