@@ -18,7 +18,7 @@ from histolake.ingestion.duplicates import (
     profile_sketch,
 )
 
-RULES = DuplicateSettings()
+RULES = DuplicateSettings(image_bits=6)
 SYMBOLS = [f"G{i:04d}" for i in range(600)]
 
 
@@ -147,9 +147,9 @@ def test_near_pictures_are_look_alikes_and_no_duplicates() -> None:
             {"slide_id": "a/none", **record()},
         ]
     )
-    verdict = known.judge("b/1", record(picture="ff00ff00ff00ff3f"), RULES)
+    verdict = known.judge("b/1", record(picture="ff00ff00ff00ff0f"), RULES)
     assert (verdict.same, verdict.alike) == (None, ["a/near"])
-    assert known.judge("b/1", record(picture="ff00ff00ff00ffff"), RULES).alike == []
+    assert known.judge("b/1", record(picture="ff00ff00ff00ff1f"), RULES).alike == []
 
 
 def test_what_is_learned_during_a_run_counts_and_replaces() -> None:

@@ -17,6 +17,8 @@ from tests.ingestion.space_ranger_files import write_space_ranger, write_visium_
 from tests.ingestion.spatialdata_files import write_spatialdata
 from tests.ingestion.xenium_files import write_xenium
 
+from histolake.ingestion.recorded import as_recorded
+from histolake.ingestion.worker import source_digest
 from histolake.platform.lake import Lake
 
 READERS = {
@@ -28,8 +30,8 @@ READERS = {
     "xenium": "xenium",
     "legacy": "legacy-st",
     "files/loose": "anndata",
-    "hest/TENX7": "hest",
-    "stimage/GSE1_GSM2": "stimage",
+    "TENX7": "hest",
+    "GSE1_GSM2": "stimage",
     "store.zarr": "spatialdata",
 }
 BROKEN = {"broken/cut": "file_complete", "broken/strangers": "barcodes_match"}
@@ -117,3 +119,11 @@ def test_the_report_names_every_section_and_every_refusal(ingested: Ingested) ->
     text = page.read_text()
     for name in [*READERS, *BROKEN, *BROKEN.values()]:
         assert name in text, name
+
+
+def test_every_slide_is_found_again_as_it_was_recorded(ingested: Ingested) -> None:
+    for row in Lake.open(ingested.lake).at().slides().to_pylist():
+        again = as_recorded(row)
+        assert again.problem is None, row["section"]
+        assert (again.slide_id, again.uri) == (row["slide_id"], row["source"])
+        assert source_digest(again) == row["source_digest"], row["section"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from PIL import Image
 
 from histolake.ingestion.images import open_image
 from histolake.ingestion.images.bmp_image import BmpImage
-from histolake.ingestion.images.files import ImageFile
+from histolake.ingestion.images.files import ImageFile, companions
 from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
+from histolake.ingestion.images.tiff_layout import missing_bytes
 from histolake.platform.errors import SourceError
+from histolake.platform.storage import Location
 
 WIDTH, HEIGHT = 700, 500
 REGIONS = [(0, 0, 50, 40), (123, 77, 300, 200), (699, 499, 1, 1), (500, 0, 200, 500), (250, 250, 13, 17)]
@@ -212,19 +215,25 @@ def test_a_truncated_slide_is_refused(real_sections: Path, tmp_path: Path, part:
     assert refusal.value.rule == "image_readable"
 
 
-def spoiled(path: Path, tile: int, how: Callable[[int], bytes]) -> None:
-    """Overwrite the bytes of one tile of the first page."""
+def spoiled(path: Path, tile: int, left: float) -> None:
+    """Put zeros over the last part of one tile's bytes."""
     with tifffile.TiffFile(path) as file:
         start, length = file.pages[0].dataoffsets[tile], file.pages[0].databytecounts[tile]
+    kept = int(length * left)
     with path.open("r+b") as stream:
-        stream.seek(start)
-        stream.write(how(length))
+        stream.seek(start + kept)
+        stream.write(bytes(length - kept))
 
 
-@pytest.mark.parametrize("compression", ["jpeg", "deflate", "lzw", "zstd", "jpeg2000"])
-def test_a_tile_of_zeros_is_damage_and_no_colour(tmp_path: Path, compression: str) -> None:
+@pytest.mark.parametrize(
+    ("compression", "left"),
+    # Nothing in Zstandard tells that its last blocks are zeros.
+    [*((name, left) for name in ("jpeg", "deflate", "lzw", "jpeg2000") for left in (0.0, 0.6)), ("zstd", 0.0)],
+)
+def test_a_tile_of_zeros_is_damage_and_no_colour(tmp_path: Path, compression: str, left: float) -> None:
+    """As a download leaves it that was cut off in a file of the final length."""
     tiff(compression=compression, **TILES)(tmp_path / "a.tif")
-    spoiled(tmp_path / "a.tif", 7, lambda length: bytes(length))
+    spoiled(tmp_path / "a.tif", 7, left)
     image = open_image(str(tmp_path / "a.tif"))
     image.read_region(0, 0, 128, 128)
     with pytest.raises(SourceError, match="segment 7") as refusal:
@@ -291,6 +300,56 @@ def test_ome_units(tmp_path: Path, size: float, unit: str, um_per_px: float | No
     metadata |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
     tifffile.imwrite(tmp_path / "a.ome.tif", TRUTH, metadata=metadata, photometric="rgb", **TILES)
     assert open_image(str(tmp_path / "a.ome.tif")).um_per_px == (um_per_px and pytest.approx(um_per_px))
+
+
+def write_ndpi(path: Path, pixels_bytes: int, page_at: int, stated_bytes: int | None = None) -> None:
+    """The frame of an NDPI file: a classic TIFF, but offsets of pages have 8 bytes, and so have the upper halves of all
+    values, which follow a page."""
+    stated = pixels_bytes if stated_bytes is None else stated_bytes
+    tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 12, 277: 1, 278: 64, 279: stated, 65420: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with path.open("wb") as stream:
+        stream.write(b"II*\0" + struct.pack("<Q", page_at))
+        stream.seek(page_at)
+        stream.write(struct.pack("<H", len(tags)) + entries + struct.pack("<Q", 0) + bytes(4 * len(tags)))
+
+
+@pytest.mark.parametrize("page_at", [5_000, 5 << 30])
+def test_an_ndpi_file_must_hold_its_pixels(tmp_path: Path, page_at: int) -> None:
+    path = tmp_path / "a.ndpi"  # the larger one has a hole in it, and takes no room
+    write_ndpi(path, 4096, page_at)
+    assert missing_bytes(path) is None
+    with path.open("r+b") as stream:
+        stream.truncate(page_at + 60)
+    assert missing_bytes(path) is not None
+    write_ndpi(path, 4096, page_at, stated_bytes=(1 << 32) - 1 if page_at < 1 << 32 else None)
+    if page_at < 1 << 32:
+        assert "its pixels would end at byte 4294967307" in str(missing_bytes(path))
+
+
+def test_a_slide_of_several_files_is_fetched_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = {
+        "a.mrxs": b"\xff\xd8 a picture",
+        "a/Slidedat.ini": b"[GENERAL]",
+        "a/Data0001.dat": b"tiles",
+        "b.mrxs": b"other",
+    }
+    for name, data in files.items():
+        Location.parse(f"{bucket}/slides").join(*name.split("/")).write_bytes(data)
+    uri = f"{bucket}/slides/a.mrxs"
+    assert sorted(companions(uri)) == [f"{bucket}/slides/a/Data0001.dat", f"{bucket}/slides/a/Slidedat.ini"]
+    for _ in range(2):
+        here = ImageFile.at(uri).local
+        assert here.read_bytes() == files["a.mrxs"]
+        assert {p.name: p.read_bytes() for p in (here.parent / "a").iterdir()} == {
+            "Slidedat.ini": b"[GENERAL]",
+            "Data0001.dat": b"tiles",
+        }
+    Location.parse(f"{bucket}/slides/a/Slidedat.ini").write_bytes(b"[GENERAL] once more")
+    assert (ImageFile.at(uri).local.parent / "a" / "Slidedat.ini").read_bytes() == b"[GENERAL] once more"
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_an_image_is_looked_for_beside_the_table(tmp_path: Path) -> None:
     assert found.row("b", {})["image"] == "s3://bucket/b.tif"
 
 
+def test_the_catalogue_of_hest_is_a_metadata_table(real_sections: Path) -> None:
+    found = MetadataTable.read([str(real_sections / "catalog/HEST_v1_1_0.csv")])
+    row = found.row("TENX159", {"species": "Mus musculus"})
+    assert row["licence"] == "Creative Commons Attribution" and row["technology"] == "Xenium"
+    assert "patient" not in row and row["disease"] == "Healthy"
+    kinds = [m.kind for m in found.mismatches()]
+    assert kinds[0] == "unknown_columns" and kinds.count("unused_row") == 1228
+
+
 def test_sections_are_joined_as_they_are_found(tmp_path: Path, make_section: Callable[..., Path]) -> None:
     make_section(tmp_path / "in/s1", patient="P9")
     make_section(tmp_path / "in/s2")

@@ -150,9 +150,9 @@ def test_hashes_of_copies_are_near_and_of_others_far() -> None:
     assert all(len(h) == HASH_BITS // 4 for h in hashes)
     for pixels, own in zip(pictures, hashes, strict=True):
         copies = [again(pixels, 50), resized(pixels, 0.5), resized(pixels, 0.33)]
-        assert max(bits_apart(own, image_hash(copy)) for copy in copies) <= 4
+        assert max(bits_apart(own, image_hash(copy)) for copy in copies) <= 8
     apart = [bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
-    assert min(apart) >= 14
+    assert min(apart) >= 60
 
 
 def test_small_tissue_on_much_glass_is_cut_out_first() -> None:
@@ -165,8 +165,8 @@ def test_small_tissue_on_much_glass_is_cut_out_first() -> None:
     assert left < 520 and top < 420 and right > 700 and bottom > 560, "tissue is cut off"
     assert (right - left) * (bottom - top) < 0.15 * 800 * 1024, "most of it is still glass"
     hashes = [image_hash(pixels) for pixels in pictures]
-    assert min(bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) >= 14
-    assert max(bits_apart(h, image_hash(again(p, 80))) for h, p in zip(hashes, pictures, strict=True)) <= 6
+    assert min(bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) >= 60
+    assert max(bits_apart(h, image_hash(again(p, 80))) for h, p in zip(hashes, pictures, strict=True)) <= 24
 
 
 def test_empty_glass_has_a_hash_too() -> None:
@@ -178,10 +178,10 @@ def test_hashes_of_real_sections(real_sections: Path) -> None:
     overviews = {name: open_image(str(real_sections / "her2st" / name / "image.jpg")).overview(1024) for name in NEXT}
     hashes = {name: image_hash(pixels) for name, pixels in overviews.items()}
     neighbours = [bits_apart(hashes[a], hashes[b]) for i, a in enumerate(NEXT) for b in NEXT[:i]]
-    assert min(neighbours) > 10, "neighbouring sections look like copies"
+    assert min(neighbours) > 60, "neighbouring sections look like copies"
     for name, pixels in overviews.items():
         copies = [again(pixels, 60), resized(pixels, 0.5), resized(again(pixels, 80), 0.7)]
-        assert max(bits_apart(hashes[name], image_hash(copy)) for copy in copies) <= 6
+        assert max(bits_apart(hashes[name], image_hash(copy)) for copy in copies) <= 8
 
 
 NEXT = ["C2", "C3", "C4", "C5"]  # four sections of one tumour, one after the other

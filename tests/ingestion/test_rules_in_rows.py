@@ -11,11 +11,14 @@ from PIL import Image
 
 from histolake.ingestion import ingest_settings
 from histolake.ingestion.discover import find_sections
-from histolake.ingestion.worker import IngestSettings, Look, _OpenSlide, look
+from histolake.ingestion.outcome import rejections_of_spots
+from histolake.ingestion.pipeline import settings_digest
+from histolake.ingestion.worker import IngestSettings, Look, SlideWorker, Work, look
 from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
 
 PITCH_UM = 200.0
+COLUMNS = ["pair_id", "barcode", "x_um", "y_um", "sentence", "niche_sentence", "gene_ids", "niche", "tissue_fraction"]
 
 
 def settings_of(**overrides: object) -> IngestSettings:
@@ -24,18 +27,22 @@ def settings_of(**overrides: object) -> IngestSettings:
 
 
 def rows_of(folder: Path, lake: Lake, settings: IngestSettings) -> tuple[Look, pa.Table]:
-    """A section looked at and written, as the pipeline does it, on one worker."""
+    """A section looked at, written by one worker and published, as the pipeline does it; its pairs as they are read."""
     (candidate,) = find_sections([str(folder)], "c")
     told = look(candidate, lake.root, settings)
     if told.unknown_genes:
         symbols, ids = zip(*told.unknown_genes, strict=True)
         lake.resolve_genes(list(symbols), list(ids), species=told.species, allocate=True)
-    slide = _OpenSlide(candidate, lake, settings)
-    try:
-        table, _ = slide.rows(0, told.n_kept)
-    finally:
-        slide.close()
-    return told, table
+    attempt = lake.begin(
+        candidate.slide_id, source_digest="files", settings_digest=settings_digest(settings), source=candidate.uri
+    )
+    worker = SlideWorker(lake.root, settings)
+    written = worker.write(Work(candidate=candidate, writer=attempt.pairs, start=0, stop=told.n_kept))
+    assert written.problem is None and written.fragment is not None
+    attempt.stage(told.record, [written.fragment], rejections_of_spots(candidate.uri, told.refused))
+    lake.publish([attempt])
+    rows = lake.at().pairs(COLUMNS, slide_ids=[candidate.slide_id])
+    return told, pa.Table.from_batches(list(rows))
 
 
 def renamed(names: dict[str, str]) -> Callable[[list[str]], list[str]]:

@@ -35,8 +35,8 @@ def histolake(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def her2st_like(root: Path, make_section: Callable[..., Path]) -> Path:
-    for section in HER2ST:
-        make_section(root / "her2st" / section, seed=len(section))
+    for seed, section in enumerate(HER2ST):  # the same tissue twice would be refused
+        make_section(root / "her2st" / section, seed=seed)
     (root / "her2st/C2/C2.h5ad").write_text("a twin")
     (root / "dlpfc/151673").mkdir(parents=True)
     return root

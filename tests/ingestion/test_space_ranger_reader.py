@@ -20,14 +20,19 @@ from tests.ingestion.space_ranger_files import (
     write_mtx,
     write_positions,
     write_space_ranger,
+    write_visium_hd,
 )
 
+from histolake.ingestion.discover import find_sections
+from histolake.ingestion.pipeline import ingest_settings
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots
 from histolake.ingestion.readers import Listing, Source, digest, reader, readers
 from histolake.ingestion.readers.matrices import open_h5, read_matrix
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.slide import Slide
+from histolake.ingestion.worker import look
 from histolake.platform.errors import SourceError
+from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
 
 
@@ -140,6 +145,25 @@ def test_an_image_that_the_curator_names(tmp_path: Path) -> None:
     beside = read(truth.folder)
     assert Path(beside.image or "").resolve() == own
     assert beside.metadata.patient == "P1"
+
+
+def test_an_image_that_the_section_names_is_in_its_digest(tmp_path: Path) -> None:
+    truth = write_space_ranger(tmp_path / "s", image="hires")
+    own = tmp_path / "elsewhere.png"
+    Image.new("RGB", truth.size_px).save(own)
+    (truth.folder / "section.json").write_text(json.dumps({"image": str(own)}))
+    before = digest(found(truth.folder), {})
+    own.write_bytes(own.read_bytes() + b" ")
+    assert digest(found(truth.folder), {}) != before
+
+
+def test_a_broken_image_beside_is_told_and_not_passed_over(tmp_path: Path) -> None:
+    truth = write_space_ranger(tmp_path / "s")
+    assert truth.image is not None
+    whole = truth.image.read_bytes()
+    truth.image.write_bytes(whole[: len(whole) // 3])
+    error = refusal(truth.folder)
+    assert (error.rule, error.file) == ("image_readable", str(truth.image))
 
 
 def test_a_named_copy_is_a_reduced_image(tmp_path: Path) -> None:
@@ -301,7 +325,7 @@ def test_two_species(tmp_path: Path) -> None:
     error = refusal(truth.folder)
     assert (error.rule, error.figure, error.limit) == ("one_species", 2.0, 1.0)
     assert "species = human or mouse" in str(error)
-    slide = read(truth.folder, species="mouse")
+    slide = read(truth.folder, species="Mus musculus")
     assert slide.symbols == [name for _, name, _, _ in gene_features(40, "mouse")]
     assert slide.ensembl_ids == [gene for gene, _, _, _ in gene_features(40, "mouse")]
     assert slide.counts.sum() == truth.counts[:, 40:].sum()
@@ -523,6 +547,29 @@ def test_other_folders_are_not_ours(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "spatial").mkdir()
     assert readers()["space-ranger"].find(Listing(Location.parse(tmp_path))) == []
+
+
+def test_sections_are_found_named_and_judged(tmp_path: Path) -> None:
+    write_space_ranger(tmp_path / "P1/outs")
+    for name in ("A", "B"):
+        write_space_ranger(
+            tmp_path / "flat", prefix=f"{name}_", spatial=f"{name}_spatial", image="hires", seed=ord(name)
+        )
+    write_visium_hd(tmp_path / "HD/outs", sizes=(8,), bins=(400, 400), image=None)
+    settings = ingest_settings(load_settings())
+    looks = {c.section: (c.source, look(c, None, settings)) for c in find_sections([str(tmp_path)], "c")}
+    assert {name: source.reader for name, (source, _) in looks.items() if source} == {
+        "P1": "space-ranger",
+        "flat/A": "space-ranger",
+        "flat/B": "space-ranger",
+        "HD": "visium-hd",
+    }
+    flags = {name: told.record["flags"] for name, (_, told) in looks.items()}
+    assert flags["P1"] == ["low_resolution"]
+    assert flags["flat/A"] == ["image_reduced", "low_resolution"]
+    assert {"image: none", "pseudo_spots"} < set(flags["HD"])
+    assert all(told.n_kept >= 50 for _, told in looks.values())
+    assert all(told.record["scale_from"] == "pitch" for _, told in looks.values())
 
 
 REAL = {

@@ -22,10 +22,13 @@ from tests.ingestion.spatialdata_files import (
 
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.images import open_image
+from histolake.ingestion.pipeline import ingest_settings
 from histolake.ingestion.readers import Listing, Source, digest, reader
 from histolake.ingestion.readers.spatial_store import Store
 from histolake.ingestion.slide import Slide
+from histolake.ingestion.worker import look
 from histolake.platform.errors import SourceError
+from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
 
 
@@ -77,7 +80,7 @@ def test_counts_and_genes_of_a_region(real: tuple[Path, dict[str, dict[str, list
     assert slide.ensembl_ids == [f"ENSG{g:011d}" for g in range(30)]
     known = slide.metadata
     assert (known.technology, known.spot_diameter_um, known.pitch_um) == ("Visium", 55.0, 100.0)
-    assert (known.species, known.expression_unit) == ("human", "counts")
+    assert known.expression_unit == "counts"
     assert {spot.rule for spot in slide.refused} == {"spot_selected"}
     assert slide.n_read == 56
     raster = list(zip(slide.array_row, slide.array_col, strict=True))
@@ -318,3 +321,14 @@ def test_transformations_of_every_kind(tmp_path: Path) -> None:
     np.testing.assert_allclose(maps["a"](np.array([[1.0, 2.0]])), [[26.0, 12.0]])
     # Rows are x and y of the output, columns y and x of the input.
     np.testing.assert_allclose(maps["b"](np.array([[1.0, 2.0]])), [[5 * 2 + 6 + 7, 8 * 2 + 10 + 11]])
+
+
+def test_the_pipeline_takes_it_in(tmp_path: Path) -> None:
+    path = write_spatialdata(tmp_path / "in/s.zarr")
+    (candidate,) = find_sections([str(path.parent)], "c")
+    told = look(candidate, None, ingest_settings(load_settings()))
+    assert (told.n_kept, told.refused) == (120, ())
+    record = told.record
+    assert (record["um_per_px"], record["scale_from"]) == (pytest.approx(2.5), "pitch")
+    assert (record["image_width_px"], record["image_height_px"]) == (560, 417)
+    assert "low_resolution" in record["flags"]

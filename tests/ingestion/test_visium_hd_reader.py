@@ -14,7 +14,7 @@ import pytest
 from tests.ingestion.space_ranger_files import VisiumHD, hd_pixels, write_h5, write_visium_hd
 
 from histolake.ingestion.readers import Listing, Source, digest, reader, readers
-from histolake.ingestion.readers.bins import PseudoVisium, Squares, VisiumHDSettings, pool, read_grid, target_of
+from histolake.ingestion.readers.bins import PseudoVisium, Squares, VisiumHDSettings, pool_bins, read_grid, target_of
 from histolake.ingestion.readers.matrices import open_h5
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.slide import Slide
@@ -84,7 +84,7 @@ def test_every_bin_is_in_one_spot_or_told_to_be_in_none(slide_hd: VisiumHD) -> N
     square = slide_hd.folder / "binned_outputs/square_002um"
     grid = read_grid(str(square / "spatial/tissue_positions.parquet"), 2.0)
     with open_h5(str(square / "filtered_feature_bc_matrix.h5")) as stored:
-        pooled = pool(stored, grid, PseudoVisium())
+        pooled = pool_bins(stored, grid, PseudoVisium())
     assert pooled.in_spots + pooled.outside == slide_hd.counts.sum()
     assert pooled.in_spots == pooled.counts_SG.sum()
     assert pooled.matched == 1.0

@@ -11,11 +11,15 @@ import pytest
 from PIL import Image
 from tests.ingestion.xenium_files import PIXEL_UM, TURNED, Bundle, histology, write_xenium
 
+from histolake.ingestion.discover import find_sections
+from histolake.ingestion.pipeline import ingest_settings
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots
 from histolake.ingestion.readers import Listing, Source, digest, reader
 from histolake.ingestion.readers.alignment import Affine, read_matrix_csv
 from histolake.ingestion.slide import Slide
+from histolake.ingestion.worker import look
 from histolake.platform.errors import SourceError
+from histolake.platform.settings import load_settings
 from histolake.platform.storage import Location
 
 
@@ -265,3 +269,16 @@ def test_an_affine_and_its_inverse(tmp_path: Path) -> None:
     np.testing.assert_allclose(affine.then(affine.inverse()).matrix, np.eye(3), atol=1e-12)
     assert affine.stretch == pytest.approx(1.0, abs=1e-3)
     assert Affine.identity().scale == 1.0
+
+
+def test_the_pipeline_takes_it_in_with_a_limit_for_panels(tmp_path: Path) -> None:
+    write_xenium(tmp_path / "in/s", cells=1500, extent_um=240, section={"pitch_um": 20, "spot_diameter_um": 20})
+    (candidate,) = find_sections([str(tmp_path / "in")], "c")
+    with pytest.raises(SourceError, match=r"quality\.min_genes") as caught:
+        look(candidate, None, ingest_settings(load_settings()))
+    assert caught.value.rule == "min_spots"
+    told = look(candidate, None, ingest_settings(load_settings({"quality.min_genes": 20})))
+    assert told.n_kept > 100
+    record = told.record
+    assert (record["technology"], record["reader"], record["scale_from"]) == ("Xenium", "xenium", "source")
+    assert record["um_per_px"] == pytest.approx(PIXEL_UM * 1.2896, rel=1e-4)

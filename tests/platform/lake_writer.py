@@ -44,7 +44,16 @@ def rows(slide_id: str, digest: str, count: int, first: int = 0) -> pa.Table:
     return pa.Table.from_pylist(made, schema=PAIRS)
 
 
-def ingest(lake: Lake, slide_id: str, digest: str, count: int, *, patient: str = "P1", refused: int = 2) -> int:
+def ingest(
+    lake: Lake,
+    slide_id: str,
+    digest: str,
+    count: int,
+    *,
+    patient: str = "P1",
+    refused: int = 2,
+    image: str | None = None,
+) -> int:
     """Ingest a slide in two fragments; returns the lake version."""
     attempt = lake.begin(slide_id, source_digest=digest, settings_digest="plain", source=f"generated:{slide_id}")
     if attempt.state == "new":
@@ -66,6 +75,7 @@ def ingest(lake: Lake, slide_id: str, digest: str, count: int, *, patient: str =
             ]
         )
         record = {"cohort": "c", "section": slide_id, "study": "study", "patient": patient, "n_spots": count + refused}
+        record |= {"image": image} if image else {}
         attempt.stage(record, fragments, rejections)
     return lake.publish([attempt])
 

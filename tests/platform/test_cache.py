@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from histolake.platform.cache import cache_folder, trim, use
+from histolake.platform.cache import cache_folder, drop, trim, use
 from histolake.platform.storage import Location
 
 DAY_S = 86_400.0
@@ -42,3 +42,12 @@ def test_remote_files_are_kept_within_the_limit(bucket: str, tmp_path: Path, mon
     assert not copies[0].exists()
     assert copies[1].read_bytes() == b"b" * 100_000
     assert Location.parse(bucket).join("a").local_path().read_bytes() == b"a" * 100_000
+
+
+def test_a_copy_is_dropped_by_its_place_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy, other = cache_folder("embedded") / "a.tif", tmp_path / "slide.tif"
+    for path in (copy, other):
+        path.write_bytes(bytes(10))
+    assert [drop(str(copy)), drop(str(copy)), drop(str(other)), drop("s3://bucket/slide.tif")] == [10, 0, 0, 0]
+    assert (copy.exists(), other.exists()) == (False, True)

@@ -14,6 +14,7 @@ import pytest
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
+from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.forget import forget
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.storage import Location
@@ -36,6 +37,10 @@ def test_the_road_on_s3(
     assert writer.ingest(remote, "c/a", "two", 14) == 4
     assert sum(batch.num_rows for batch in remote.at().pairs(["spot_image"])) == 34
     assert check(remote) == []
+
+    assert remote.correct(corrections(remote.at(), {"c/b": {"patient": "P7"}})) == 5
+    assert remote.at().slides(where="patient = 'P7' and n_pairs = 10")["slide_id"].to_pylist() == ["c/b"]
+    assert remote.at(4).slides(where="patient = 'P7'").num_rows == 0
 
     attempt = remote.begin("c/d", source_digest="1", settings_digest="s", source="x")
     attempt.pairs.write(writer.rows("c/d", "1", 4))

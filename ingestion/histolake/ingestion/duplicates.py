@@ -51,7 +51,7 @@ class DuplicateSettings:
     slides: str = "refuse"  # a section whose spots a live slide holds: refuse it, or flag it look_alike
     max_shared: float = 0.9  # fraction of a section's spots that a live slide may hold before it is a duplicate
     min_shared: float = 0.1  # fraction of either's spots in the other from which two are look-alikes
-    image_bits: int = 6  # bits by which the hashes of two look-alike pictures differ at most
+    image_bits: int = 24  # bits of 256 by which the hashes of two look-alike pictures differ at most
     spot_genes: int = 50  # expressed genes below which two equal profiles in a section are no duplicates
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 A table is CSV or TSV with a header. Its key is the first of these columns that it has:
 
-    section   a row a section: patient, study, organ, licence, um_per_px, ...
+    section   a row a section (HEST calls it `id`): patient, study, organ, licence, um_per_px, ...
     patient   a row a patient; with a column `study`, a patient of that study
     study     a row a study
 
@@ -30,7 +30,8 @@ from histolake.platform.storage import Location
 __all__ = ["MetadataTable", "Mismatch"]
 
 KEYS = ("section", "patient", "study")
-SPELLINGS = {"license": "licence"}
+# Other words for our columns: the American spelling, and HEST's.
+SPELLINGS = {"license": "licence", "id": "section", "st_technology": "technology", "disease_state": "disease"}
 PROBLEMS_TOLD = 20
 TYPO = 0.8  # likeness, 0 to 1, from which a strange column is taken for a misspelt one
 

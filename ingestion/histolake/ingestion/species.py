@@ -17,7 +17,7 @@ from functools import cache
 from histolake.ingestion.housekeeping import mouse_genes
 from histolake.platform.errors import SourceError
 
-__all__ = ["check_species", "species_name", "species_votes"]
+__all__ = ["check_species", "species_name", "species_of_id", "species_votes"]
 
 MIN_VOTES = 10  # genes that tell a species, below which nothing is concluded
 _BY_PREFIX = {
@@ -66,13 +66,14 @@ def species_votes(symbols: Sequence[str], ensembl_ids: Sequence[str | None] | No
     only = _symbols_of_one_species()
     votes: Counter[str] = Counter()
     for symbol, ensembl in zip(symbols, ensembl_ids or [None] * len(symbols), strict=True):
-        said = _of_id(ensembl or "") or _of_id(symbol) or _of_reference(symbol) or only.get(symbol)
+        said = species_of_id(ensembl or "") or species_of_id(symbol) or _of_reference(symbol) or only.get(symbol)
         if said is not None:
             votes[said] += 1
     return votes
 
 
-def _of_id(name: str) -> str | None:
+def species_of_id(name: str) -> str | None:
+    """What an Ensembl gene id tells: a species, or its prefix for one that has no name here; None for another name."""
     match = _ENSEMBL.fullmatch(name)
     return _BY_PREFIX.get(match.group(1), match.group(1)) if match else None
 
@@ -129,5 +130,5 @@ def check_species(
 
 def _by_id_alone(symbols: Sequence[str], ensembl_ids: Sequence[str | None] | None) -> Counter[str]:
     pairs = zip(symbols, ensembl_ids or [None] * len(symbols), strict=True)
-    told = (_of_id(ensembl or "") or _of_id(symbol) for symbol, ensembl in pairs)
+    told = (species_of_id(ensembl or "") or species_of_id(symbol) for symbol, ensembl in pairs)
     return Counter(species for species in told if species is not None)

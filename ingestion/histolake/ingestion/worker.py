@@ -146,7 +146,7 @@ def look_and_keep(
     hashed, wants_pyramid = None, False
     if keep is not None and slide.image is not None:
         with _as_refusal(candidate):
-            hashed, wants_pyramid = keep(slide.image)
+            hashed, wants_pyramid = keep(slide.image, xy_px_N2=slide.xy_px)
     read, kept, refused = _judge(candidate, slide, tag, settings)
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()

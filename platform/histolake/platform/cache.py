@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["cache_folder", "trim", "use"]
+__all__ = ["cache_folder", "drop", "trim", "use"]
 
 IN_USE_S = 1800.0
 
@@ -32,6 +32,17 @@ def use(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def drop(uri: str) -> int:
+    """Remove a copy by its place, because what it shows is to be forgotten; returns the bytes freed, 0 where the place
+    is not in this machine's cache or nothing is there."""
+    path = Path(uri)
+    if path.parent.parent != cache_folder("files").parent or not path.is_file():
+        return 0
+    size = path.stat().st_size
+    path.unlink(missing_ok=True)
+    return size
 
 
 def trim(limit_gb: float, *, in_use_s: float = IN_USE_S) -> int:

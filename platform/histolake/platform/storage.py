@@ -354,7 +354,7 @@ def _asynchronous(filesystem: Any) -> Any:
         def fsid(self) -> str:  # fsspec's own takes it from a host that only HDFS has
             return f"arrow_{filesystem.type_name}"
 
-    return AsyncFileSystemWrapper(Wrapped(filesystem))
+    return AsyncFileSystemWrapper(Wrapped(filesystem), asynchronous=True)
 
 
 @lru_cache(maxsize=1)

@@ -17,13 +17,16 @@ import numpy as np
 from histolake.ingestion.images.files import ImageFile, damaged
 from histolake.ingestion.images.overview import fitted, shrunk
 from histolake.ingestion.images.pixel_size import from_aperio, from_ome, from_tags
-from histolake.ingestion.images.tiff_layout import Level, Picture, find_picture, is_tiff, stack_in
+from histolake.ingestion.images.tiff_layout import JPEG, Level, Picture, find_picture, is_tiff, stack_in
 from histolake.platform.errors import SourceError
 
 __all__ = ["TiffImage"]
 
 WHITE = 255
 KEPT_BYTES = 64 << 20  # decoded segments that an image keeps
+ENDING = {JPEG, 33005, 34712}  # JPEG, and both of JPEG 2000: they end with a mark
+END_OF_JPEG = b"\xff\xd9"
+SLACK_BYTES = 64  # that a writer may leave between a tile's end and its length
 # Formats whose largest page is the slide as it is. OpenSlide composes the others of their pages.
 OURS = {None, "generic-tiff", "aperio"}
 
@@ -160,6 +163,9 @@ class _Segments:
             return None
         self._handle.seek(start)
         packed = self._handle.read(length)
+        if page.compression in ENDING and packed.rfind(END_OF_JPEG, -SLACK_BYTES) < 0:
+            # The decoders fill up what they do not find, and only warn.
+            raise damaged(self._file, f"segment {index} is a JPEG without its end")
         try:
             data, _, _ = page.decode(packed, index, jpegtables=page.jpegtables)
         # tifffile raises ValueError; the codecs' own errors are RuntimeErrors.

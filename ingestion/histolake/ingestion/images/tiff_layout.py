@@ -58,6 +58,9 @@ def missing_bytes(path: Path) -> str | None:
 def _ends(stream: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
     """Where each page's directory and pixels end."""
     order, big = TIFF_MAGIC[stream.read(4)]
+    if not big and size >= 1 << 32:  # more than a classic TIFF can hold
+        yield from _hamamatsu_ends(stream)
+        return
     stream.seek(8 if big else 4)
     (first,) = struct.unpack(order + ("Q" if big else "I"), stream.read(8 if big else 4))
     waiting, seen = [first], set()
@@ -74,6 +77,7 @@ def _ends(stream: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
         data = stream.read(count * (20 if big else 12))
         tags = {tag: entry for tag, *entry in _entries(data, order, big)}
         if HAMAMATSU in tags:
+            yield from _hamamatsu_ends(stream)
             return
         (following,) = struct.unpack(order + ("Q" if big else "I"), stream.read(8 if big else 4))
         waiting += [following, *(at for tag in NEXT_TAGS & set(tags) for at in _values(stream, order, big, tags[tag]))]
@@ -81,6 +85,23 @@ def _ends(stream: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
             if offsets in tags and counts in tags:
                 starts, lengths = (_values(stream, order, big, tags[tag]) for tag in (offsets, counts))
                 yield "its pixels", max((a + n for a, n in zip(starts, lengths, strict=False) if n), default=0)
+
+
+def _hamamatsu_ends(stream: BinaryIO) -> Iterator[tuple[str, int]]:
+    """The same for an NDPI file, whose offsets tifffile knows how to read."""
+    import tifffile
+
+    stream.seek(0)
+    try:
+        with tifffile.TiffFile(stream, is_ndpi=True) as tiff:
+            if not len(tiff.pages):
+                raise struct.error("no page is there")
+            for page in tiff.pages:
+                if not isinstance(page, tifffile.TiffPage):
+                    page = page.aspage()
+                yield "its pixels", max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    except tifffile.TiffFileError as error:
+        raise struct.error(str(error)) from error
 
 
 def _entries(data: bytes, order: str, big: bool) -> Iterator[tuple[int, int, int, bytes]]:

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.images.files import ImageFile, damaged
+from histolake.ingestion.images.overview import fitted, shrunk
 from histolake.ingestion.zarr_groups import DAMAGE, group_attributes, open_array
 from histolake.platform.errors import SourceError
 
 __all__ = ["ZarrImage", "multiscale"]
 
 CACHE_BYTES = 192 << 20  # decoded chunks that are kept of one image
+OVERVIEW_BYTES = 16 << 20  # the same while an overview is made, which wants each chunk once
 MAX_CHUNK_BYTES = 512 << 20  # of a decoded chunk; an image written as one chunk cannot be read in regions
-TILE_PX = 1024  # side of what is looked at in one go for an overview
 MICROMETRES = {
     "angstrom": 1e-4,
     "nanometer": 1e-3,
@@ -95,16 +96,15 @@ class ZarrImage:
             raise damaged(self._file, error) from error
 
     def overview(self, max_px: int) -> np.ndarray:
-        """The whole image, its longer side at most `max_px`: the mean of square blocks of the smallest level that is
-        large enough."""
+        """The whole image, its longer side at most `max_px`, from the smallest level that is large enough."""
         try:
-            level = self._full
+            level = self._level(self._paths[0], OVERVIEW_BYTES)
             for path in self._paths[1:]:
-                smaller = self._level(path)
+                smaller = self._level(path, OVERVIEW_BYTES)
                 if max(smaller.size_px) < max_px:
                     break
                 level = smaller
-            return _reduced(level, -(-max(level.size_px) // max_px))
+            return shrunk(level.read, level.size_px, fitted(self.size_px, max_px))
         except DAMAGE as error:
             raise damaged(self._file, error) from error
 
@@ -112,7 +112,7 @@ class ZarrImage:
         """Drop the chunks that are kept."""
         self._full.forget()
 
-    def _level(self, path: str) -> _Level:
+    def _level(self, path: str, keep_bytes: int = CACHE_BYTES) -> _Level:
         array = open_array(self._file.location, path)
         colours = array.shape[self._axes.index("c")] if "c" in self._axes else 1
         if array.dtype != np.uint8 or colours not in (3, 4):
@@ -124,7 +124,7 @@ class ZarrImage:
                 limit=3.0,
                 file=self._file.uri,
             )
-        level = _Level(array, self._axes, colours)
+        level = _Level(array, self._axes, colours, keep_bytes)
         if level.chunk_bytes > MAX_CHUNK_BYTES:
             raise SourceError(
                 f"The image {self._file.uri} is stored in chunks of {level.chunk_bytes >> 20} MiB; at most "
@@ -140,8 +140,9 @@ class ZarrImage:
 class _Level:
     """One array of a pyramid, read in blocks that are its chunks in y and x with all colours."""
 
-    def __init__(self, array: Any, axes: list[str], colours: int) -> None:
+    def __init__(self, array: Any, axes: list[str], colours: int, keep_bytes: int) -> None:
         self._array = array
+        self._keep_bytes = keep_bytes
         self._axes = axes
         self._x, self._y = axes.index("x"), axes.index("y")
         self.size_px = int(array.shape[self._x]), int(array.shape[self._y])
@@ -173,6 +174,12 @@ class _Level:
         if (column, row) in self._kept:
             self._kept.move_to_end((column, row))
             return self._kept[column, row]
+        block = self._kept[column, row] = self._decoded(column, row)
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._keep_bytes:
+            self._kept.popitem(last=False)
+        return block
+
+    def _decoded(self, column: int, row: int) -> np.ndarray:
         wide, high = self._block_px
         # An axis that is neither a place nor a colour (time, depth) has its first plane read.
         where: list[Any] = [0] * len(self._axes)
@@ -181,33 +188,12 @@ class _Level:
         where[self._axes.index("c")] = slice(None)
         left = [name for name in self._axes if name in "xyc"]
         block = np.asarray(self._array[tuple(where)]).transpose([left.index(name) for name in "yxc"])
-        block = np.ascontiguousarray(block if block.shape[2] == 3 else _on_white(block))
-        self._kept[column, row] = block
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
-            self._kept.popitem(last=False)
-        return block
+        return np.ascontiguousarray(block if block.shape[2] == 3 else _on_white(block))
 
 
 def _on_white(block: np.ndarray) -> np.ndarray:
     alpha = block[..., 3:].astype(np.float32) / 255
     return np.rint(block[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def _reduced(level: _Level, factor: int) -> np.ndarray:
-    """The level with each `factor` x `factor` block as its mean, tile by tile; the last blocks may be smaller."""
-    width, height = level.size_px
-    small = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-    side = max(1, TILE_PX // factor) * factor
-    for y in range(0, height, side):
-        for x in range(0, width, side):
-            tile = level.read(x, y, min(side, width - x), min(side, height - y))
-            if factor > 1:
-                pad = [(0, -tile.shape[axis] % factor) for axis in (0, 1)]
-                tile = np.pad(tile, [*pad, (0, 0)], mode="edge")
-                blocks = tile.reshape(tile.shape[0] // factor, factor, tile.shape[1] // factor, factor, 3)
-                tile = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
-            small[y // factor :, x // factor :][: tile.shape[0], : tile.shape[1]] = tile
-    return small
 
 
 def _scale_of(level: Mapping[str, Any], n_axes: int) -> list[float]:

@@ -68,7 +68,8 @@ class AnnDataReader:
         beside, metadata = read_beside(folder, f"{stem}.json")
         if alone and not beside:
             beside, metadata = read_beside(folder, FILE)
-        image = folder.file(*(stem + end for end in IMAGES), *(f"image{end}" for end in IMAGES if alone))
+        ends = (*IMAGES, *(end.upper() for end in IMAGES))
+        image = folder.file(*(stem + end for end in ends), *(f"image{end}" for end in ends if alone))
         files = {"counts": counts} | ({"image": image} if image else {}) | beside
         return Source(reader=self.name, uri=counts, files=files, metadata=metadata)
 

@@ -20,15 +20,26 @@ from typing import Any, Protocol
 import numpy as np
 
 from histolake.ingestion.readers.matrices import H5Matrix
-from histolake.ingestion.readers.visium_positions import fit_lattice, parquet_file
+from histolake.ingestion.readers.pooling import nearest_centre, steps_um
+from histolake.ingestion.readers.visium_positions import fit_array, parquet_file
 from histolake.platform.errors import SourceError, UsageError
 
-__all__ = ["Grid", "Pooled", "PseudoVisium", "Squares", "Target", "VisiumHDSettings", "pool", "read_grid", "target_of"]
+__all__ = [
+    "Grid",
+    "PooledBins",
+    "PseudoVisium",
+    "Squares",
+    "Target",
+    "VisiumHDSettings",
+    "pool_bins",
+    "read_grid",
+    "target_of",
+]
 
 PSEUDO_VISIUM = "pseudo-visium"
 FINEST_UM = 2
-RUN_VALUES = 8_000_000  # stored values of a run of barcodes, about 100 MB with what is computed from them
-RUN_BINS = 1_000_000  # positions looked at together
+RUN_VALUES = 4_000_000  # stored values of a run of barcodes, about 50 MB with what is computed from them
+RUN_BINS = 250_000  # positions looked at together
 FITTED_BINS = 200_000  # positions that the map from micrometres to pixels is fitted to
 MAX_OFF_UM = 2.0  # mean distance of the bins from that map
 NUMBERS = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
@@ -120,29 +131,18 @@ class PseudoVisium:
     pitch_um: float = 100.0
     tiles: bool = False
 
-    @property
-    def _step_um(self) -> tuple[float, float]:
-        """Micrometres a column and a row; the first disc lies half a pitch from the corner."""
-        return self.pitch_um / 2, self.pitch_um * 3**0.5 / 2
-
     def spots_of(self, x_um: np.ndarray, y_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The disc that a point lies in. Even and odd rows are a rectangular lattice each; the nearer one is asked."""
-        dx, dy = self._step_um
-        best_row, best_col = (np.full(len(x_um), -1, dtype=np.int32) for _ in range(2))
-        for odd in (0, 1):
-            row = 2 * np.rint(((y_um - self.pitch_um / 2) / dy - odd) / 2).astype(np.int32) + odd
-            col = 2 * np.rint(((x_um - self.pitch_um / 2) / dx - odd) / 2).astype(np.int32) + odd
-            centre = self.centres_um(row, col)
-            # Discs do not touch, so a point lies in one at most.
-            inside = (x_um - centre[:, 0]) ** 2 + (y_um - centre[:, 1]) ** 2 <= (self.diameter_um / 2) ** 2
-            inside &= (row >= 0) & (col >= 0)
-            best_row[inside], best_col[inside] = row[inside], col[inside]
-        return best_row, best_col
+        """The disc that a point lies in; the first disc's middle is half a pitch from the corner. Discs do not touch,
+        so a point lies in one at most."""
+        from_first = np.stack([x_um, y_um], axis=1) - self.pitch_um / 2
+        row, col, away_um = nearest_centre(from_first, self.pitch_um, "hexagonal")
+        inside = (away_um <= self.diameter_um / 2) & (row >= 0) & (col >= 0)
+        return np.where(inside, row, -1), np.where(inside, col, -1)
 
     def centres_um(self, row: np.ndarray, col: np.ndarray) -> np.ndarray:
         """Middles of discs."""
-        dx, dy = self._step_um
-        return np.stack([self.pitch_um / 2 + col * dx, self.pitch_um / 2 + row * dy], axis=1)
+        step = np.array(steps_um(self.pitch_um, "hexagonal"))
+        return self.pitch_um / 2 + np.stack([col, row], axis=1) * step
 
     def bins_inside(self, bin_um: float) -> float:
         """A disc's area over a bin's."""
@@ -182,7 +182,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pooled:
+class PooledBins:
     """Spots that hold at least one bin with counts, in raster order. in_spots + outside = all counts of the matrix."""
 
     row: np.ndarray  # (S,) int32
@@ -217,9 +217,11 @@ def read_grid(uri: str, bin_um: float) -> Grid:
     tissue_RC[row, col] = True
     fitted = np.concatenate(sample)
     xy_um, xy_px = (fitted[:, :2] + 0.5) * bin_um, fitted[:, 2:]
-    lattice = fit_lattice(xy_um, xy_px, uri, limit_um=10 * bin_um)
+    fitted_array = fit_array(xy_um, xy_px, uri, limit_um=10 * bin_um)
     coefficients, *_ = np.linalg.lstsq(_powers(xy_um), xy_px, rcond=None)
-    off_um = float(np.sqrt(np.mean(np.sum((_powers(xy_um) @ coefficients - xy_px) ** 2, axis=1)))) * lattice.um_per_px
+    off_um = (
+        float(np.sqrt(np.mean(np.sum((_powers(xy_um) @ coefficients - xy_px) ** 2, axis=1)))) * fitted_array.um_per_px
+    )
     if not off_um <= MAX_OFF_UM:
         raise SourceError(
             f"{uri}: the bins' pixels lie {off_um:.1f} um from a smooth map of the grid (at most {MAX_OFF_UM:g} um). "
@@ -229,10 +231,12 @@ def read_grid(uri: str, bin_um: float) -> Grid:
             limit=MAX_OFF_UM,
             file=uri,
         )
-    return Grid(bin_um=bin_um, tissue_RC=tissue_RC, um_per_px=lattice.um_per_px, coefficients=coefficients, file=uri)
+    return Grid(
+        bin_um=bin_um, tissue_RC=tissue_RC, um_per_px=fitted_array.um_per_px, coefficients=coefficients, file=uri
+    )
 
 
-def pool(stored: H5Matrix, grid: Grid, target: Target) -> Pooled:
+def pool_bins(stored: H5Matrix, grid: Grid, target: Target) -> PooledBins:
     """Sum the counts of the bins of each spot."""
     from scipy.sparse import csr_array, vstack
 
@@ -260,7 +264,7 @@ def pool(stored: H5Matrix, grid: Grid, target: Target) -> Pooled:
         counts_SG = csr_array((ones, (local, np.arange(len(local)))), shape=(len(spots), len(local))) @ stacked
     inside = float(counts_SG.data.sum(dtype=np.float64))
     row, col = (part.astype(np.int32) for part in np.divmod(spots, _KEY))
-    return Pooled(
+    return PooledBins(
         row=row,
         col=col,
         counts_SG=counts_SG,

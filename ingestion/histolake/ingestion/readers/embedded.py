@@ -2,8 +2,8 @@
 
 An `.h5ad` file may hold its image as an array. Regions are cut from files, so the array is written once, block by
 block, as a tiled TIFF without loss. The copy lies in the cache of this machine, beside the copies of remote files, and
-is named by its content: every worker that reads the section finds or makes the same one. It holds pixels of a patient's
-tissue: what forgets a section calls `drop_copy` with the image's URI.
+is named by its content: every worker that reads the section finds or makes the same one. It is the slide's image in the
+catalogue, and as it holds pixels of a patient's tissue, forgetting the slide drops it too.
 """
 
 from __future__ import annotations
@@ -18,23 +18,9 @@ import numpy as np
 from histolake.platform.cache import cache_folder, trim, use
 from histolake.platform.storage import Location
 
-__all__ = ["copies_folder", "drop_copy", "write_copy"]
+__all__ = ["write_copy"]
 
 BLOCK_BYTES = 16 << 20
-
-
-def copies_folder() -> Path:
-    """Where the copies of this machine lie."""
-    return cache_folder("embedded")
-
-
-def drop_copy(uri: str) -> bool:
-    """Remove a copy that `write_copy` made; False where the URI is not one of them, or it is gone."""
-    path = Path(uri)
-    if path.parent != copies_folder() or not path.is_file():
-        return False
-    path.unlink()
-    return True
 
 
 def write_copy(pixels: Any) -> Path:
@@ -47,7 +33,7 @@ def write_copy(pixels: Any) -> Path:
     rows = max(1, BLOCK_BYTES // max(width * bands, 1))
     white = _white(pixels, rows)
     content = hashlib.sha256(f"{width} {height} {bands}\0".encode())
-    folder = copies_folder()
+    folder = cache_folder("embedded")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as work:
         raw = Path(work) / "pixels"
         with raw.open("wb") as stream:

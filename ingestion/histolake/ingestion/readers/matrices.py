@@ -27,7 +27,7 @@ from histolake.ingestion.genes import looks_like_ensembl
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["Genes", "H5Matrix", "Matrix", "open_h5", "read_matrix"]
+__all__ = ["Genes", "H5Matrix", "Matrix", "open_h5", "read_matrix", "unpacked"]
 
 GENES = "Gene Expression"
 MATRIX_FILES = ("matrix.mtx.gz", "matrix.mtx")
@@ -232,18 +232,16 @@ def _mmread(uri: str) -> Any:
 
 
 def _tsv(uri: str) -> list[list[str]]:
+    return [line.split("\t") for line in unpacked(uri).decode(errors="replace").splitlines() if line.strip()]
+
+
+def unpacked(uri: str) -> bytes:
+    """A small file whole, unpacked where its name ends with .gz. Raises `SourceError` where that cannot be done."""
+    data = Location.parse(uri).read_bytes()
     try:
-        data = _unpacked(uri)
-        return [line.split("\t") for line in data.decode().splitlines() if line.strip()]
+        return gzip.decompress(data) if uri.endswith(".gz") else data
     except _DAMAGED as error:
         raise _truncated(uri, f"it cannot be unpacked ({error})", 0, None) from error
-
-
-def _unpacked(uri: str) -> bytes:
-    filesystem, path = Location.parse(uri).filesystem()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        data = stream.read()
-    return gzip.decompress(data) if uri.endswith(".gz") else data
 
 
 def _one_of(folder: Location, names: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Layout", "Pooled", "pool"]
+__all__ = ["Layout", "Pooled", "nearest_centre", "pool", "steps_um"]
 
 Layout = Literal["hexagonal", "square"]
 BLOCK = 1 << 20  # cells looked at in one go, to bound the memory of the distances
@@ -62,7 +62,7 @@ def pool(
     row_N, col_N, inside_N = (np.empty(n_cells, kind) for kind in (np.int64, np.int64, bool))
     for start in range(0, n_cells, BLOCK):
         run = slice(start, start + BLOCK)
-        row_N[run], col_N[run], away_um = _nearest(xy_um_N2[run], pitch_um, layout)
+        row_N[run], col_N[run], away_um = nearest_centre(xy_um_N2[run], pitch_um, layout)
         inside_N[run] = away_um <= diameter_um / 2 * (1 + 1e-9)
     if keep_all:
         inside_N[:] = True
@@ -75,7 +75,7 @@ def pool(
     members = csr_array((np.ones(len(kept), np.float32), (spot, kept)), shape=(len(key_S), n_cells))
     spot_N = np.full(n_cells, -1, np.int64)
     spot_N[kept] = spot
-    step_x, step_y = _steps_um(pitch_um, layout)
+    step_x, step_y = steps_um(pitch_um, layout)
     return Pooled(
         counts_SG=csr_array(members @ csr_array(counts_NG, dtype=np.float32)),
         xy_um_S2=np.stack([col_S * step_x, row_S * step_y], axis=1).astype(np.float64),
@@ -87,18 +87,18 @@ def pool(
     )
 
 
-def _steps_um(pitch_um: float, layout: Layout) -> tuple[float, float]:
+def steps_um(pitch_um: float, layout: Layout) -> tuple[float, float]:
     """Micrometres between two columns, and between two rows, of the numbering."""
     return (pitch_um / 2, pitch_um * sqrt(3) / 2) if layout == "hexagonal" else (pitch_um, pitch_um)
 
 
-def _nearest(xy_um_N2: np.ndarray, pitch_um: float, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nearest_centre(xy_um_N2: np.ndarray, pitch_um: float, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column of the nearest centre, and how far it is, in micrometres.
 
     The hexagonal lattice is two rectangular ones, its even and its odd rows; the nearer of the two candidates wins,
     the even one where both are as near.
     """
-    step = np.array(_steps_um(pitch_um, layout))
+    step = np.array(steps_um(pitch_um, layout))
     at = xy_um_N2 / step
     if layout == "square":
         centre = np.floor(at + 0.5)

@@ -26,9 +26,9 @@ import numpy as np
 from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.beside import read_beside, with_beside
 from histolake.ingestion.readers.matrices import Matrix, read_matrix
-from histolake.ingestion.readers.species import genes_of_one_species
+from histolake.ingestion.readers.one_species import genes_of_one_species
 from histolake.ingestion.readers.visium_image import choose_image, image_roles, read_scalefactors
-from histolake.ingestion.readers.visium_positions import Positions, fit_lattice, read_positions
+from histolake.ingestion.readers.visium_positions import Positions, fit_array, read_positions
 from histolake.ingestion.slide import Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -49,8 +49,8 @@ POSITIONS = tuple(
 SPATIAL = {
     "positions": POSITIONS,
     "scalefactors": ("scalefactors_json.json", "scalefactors_json.json.gz"),
-    "hires": ("tissue_hires_image.png",),
-    "lowres": ("tissue_lowres_image.png",),
+    "hires image": ("tissue_hires_image.png",),
+    "lowres image": ("tissue_lowres_image.png",),
 }
 CYTASSIST = "cytassist_image.tiff"
 # Which matrix of a sample is read: the first of these that is there.
@@ -79,7 +79,7 @@ class SpaceRangerReader:
         files = spatial_roles(spatial) if spatial else spatial_roles(folder, prefix)
         metadata_files, metadata = read_beside(folder) if alone else ({}, {})
         beside_outs = [Listing(folder.location.parent())] if alone and folder.location.name == "outs" else []
-        files |= image_roles([folder, *beside_outs], "" if alone else prefix)
+        files |= image_roles([folder, *beside_outs], metadata.get("image"), "" if alone else prefix)
         files |= metadata_files | ({"counts": counts} if counts else {})
         if (spatial or folder).file(CYTASSIST, prefix + CYTASSIST):
             metadata = {"cytassist": True, **metadata}
@@ -111,14 +111,14 @@ class SpaceRangerReader:
         known = with_beside(known, source).updated(dict(metadata))
         choice = choose_image(source.files, factors, positions.xy_px, known.image)
         pitch_um = known.pitch_um or PITCH_UM
-        lattice = fit_lattice(_array_um(positions, pitch_um), positions.xy_px, positions.file, limit_um=pitch_um / 4)
+        fitted = fit_array(_array_um(positions, pitch_um), positions.xy_px, positions.file, limit_um=pitch_um / 4)
         slide = _assemble(matrix, positions, choice.scale)
         flags = [*matrix.genes.flags, *choice.flags, *(["left out: other species"] if of_species is not None else [])]
         return replace(
             _with_genes(slide, matrix, of_species),
             metadata=known,
             image=choice.uri,
-            scales=choice.evidence(lattice.um_per_px, source.files, factors.get("fiducial_diameter_fullres")),
+            scales=choice.evidence(fitted.um_per_px, source.files, factors.get("fiducial_diameter_fullres")),
             flags=tuple(flags),
         )
 

@@ -29,16 +29,16 @@ from histolake.ingestion.readers.beside import read_beside, with_beside
 from histolake.ingestion.readers.bins import (
     FINEST_UM,
     Grid,
-    Pooled,
+    PooledBins,
     Target,
     VisiumHDSettings,
-    pool,
+    pool_bins,
     read_grid,
     target_of,
 )
 from histolake.ingestion.readers.matrices import Genes, open_h5
+from histolake.ingestion.readers.one_species import genes_of_one_species
 from histolake.ingestion.readers.space_ranger import spatial_roles
-from histolake.ingestion.readers.species import genes_of_one_species
 from histolake.ingestion.readers.visium_image import choose_image, image_roles, read_scalefactors
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError, UsageError
@@ -70,7 +70,7 @@ class VisiumHDReader:
         assert isinstance(settings, VisiumHDSettings)
         bins = str(metadata.get("bins") or settings.bins)
         bin_um = _bins_to_read(bins, list(squares))
-        files = _files(squares[bin_um], _outs(folder)) if bin_um else {}
+        files = _files(squares[bin_um], _outs(folder), metadata.get("image")) if bin_um else {}
         inner = folder.location.name == BINNED or _SQUARE.fullmatch(folder.location.name)
         return [
             Source(
@@ -92,7 +92,7 @@ class VisiumHDReader:
         grid = read_grid(files["positions"], _bin_um(factors, source))
         with open_h5(counts) as stored:
             species, of_species = genes_of_one_species(stored.genes.ids, stored.genes.genomes, stated.species, counts)
-            pooled, genes = pool(stored, grid, target), stored.genes
+            pooled, genes = pool_bins(stored, grid, target), stored.genes
         _check_matched(pooled, counts, grid)
         known = SlideMetadata(
             species=species,
@@ -150,10 +150,10 @@ class VisiumHDReader:
 
 
 class _Spots:
-    """Pooled spots as what a slide is made of."""
+    """PooledBins spots as what a slide is made of."""
 
     def __init__(
-        self, pooled: Pooled, target: Target, genes: Genes, of_species: np.ndarray | None, xy_px: np.ndarray
+        self, pooled: PooledBins, target: Target, genes: Genes, of_species: np.ndarray | None, xy_px: np.ndarray
     ) -> None:
         self._pooled, self._xy_px = pooled, xy_px
         self._barcodes = [target.barcode(r, c) for r, c in zip(pooled.row.tolist(), pooled.col.tolist(), strict=True)]
@@ -228,7 +228,7 @@ def _bins_to_read(bins: str, there: list[int]) -> int | None:
     return next((width for width in reversed(there) if target.pitch_um % width == 0), None)
 
 
-def _files(square: Listing, outs: list[Listing]) -> dict[str, str]:
+def _files(square: Listing, outs: list[Listing], named: str | None) -> dict[str, str]:
     files: dict[str, str] = {}
     for place in [*reversed(outs), square]:
         spatial = place.child("spatial")
@@ -237,7 +237,7 @@ def _files(square: Listing, outs: list[Listing]) -> dict[str, str]:
     files = {role: uri for role, uri in files.items() if role != "positions"}
     files |= {"positions": positions} if positions else {}
     files |= {"counts": counts} if counts else {}
-    return files | image_roles(outs)
+    return files | image_roles(outs, named)
 
 
 def _target(source: Source) -> Target:
@@ -263,7 +263,7 @@ def _bin_um(factors: Mapping[str, float], source: Source) -> float:
     return named
 
 
-def _check_matched(pooled: Pooled, counts: str, grid: Grid) -> None:
+def _check_matched(pooled: PooledBins, counts: str, grid: Grid) -> None:
     if pooled.matched < MIN_MATCHED:
         raise SourceError(
             f"Only {pooled.matched:.0%} of the bins of {counts} lie under tissue by {grid.file}; at least "
@@ -275,7 +275,7 @@ def _check_matched(pooled: Pooled, counts: str, grid: Grid) -> None:
         )
 
 
-def _between(pooled: Pooled, target: Target) -> tuple[str, ...]:
+def _between(pooled: PooledBins, target: Target) -> tuple[str, ...]:
     """What part of the counts is in no spot."""
     share = pooled.outside / max(pooled.in_spots + pooled.outside, 1.0)
     told = (f"outside_spots: {share:.0%} of counts",) if pooled.outside else ()

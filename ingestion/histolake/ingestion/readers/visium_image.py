@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histolake.ingestion.readers import Listing
+from histolake.ingestion.readers.matrices import unpacked
 from histolake.ingestion.slide import ScaleEvidence
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -34,12 +35,12 @@ NOT_THE_SLIDE = (
     "cytassist",
 )
 HINTS = ("tissue_image", "fullres", "full_res", "image")
-REDUCED = ("hires", "lowres")
+REDUCED = ("hires", "lowres")  # their roles are "hires image" and "lowres image"
 SAME_SIZE = 0.01  # two sizes are the same when both sides differ by less than this fraction
 # The span of all positions against the sides of the image that they were measured on, where no copy tells its size:
 # the frame of fiducials and some glass lie around them, but not several times as much.
 MAX_SIDES_PER_SPAN = 4.0
-FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks: 144.60 px at 0.7262 um/px of fitted pitch
+FIDUCIAL_UM = 105.0  # diameter of a Visium slide's fiducial marks; by the fitted pitch two real slides have 104.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,14 @@ class ImageChoice:
         return tuple(found)
 
 
-def image_roles(folders: Sequence[Listing], prefix: str = "") -> dict[str, str]:
-    """Images that lie in these folders and may be the slide, the likeliest first, as roles of a source.
+def image_roles(folders: Sequence[Listing], named: str | None, prefix: str = "") -> dict[str, str]:
+    """Images that lie in these folders and may be the slide, the likeliest first, as roles of a source; the one that
+    `section.json` names alone, where it is there.
 
     `prefix` is what the names must start with, where a folder holds several sections.
     """
+    if named and Location.parse(named).is_file():
+        return {"image": named}
     found: list[tuple[int, str, str]] = []
     for rank, folder in enumerate(folders):
         for name in folder.files:
@@ -80,7 +84,7 @@ def image_roles(folders: Sequence[Listing], prefix: str = "") -> dict[str, str]:
 def read_scalefactors(uri: str) -> dict[str, float]:
     """`scalefactors_json.json`. Raises `SourceError` where it is not whole, or a factor is no factor."""
     try:
-        values = json.loads(Location.parse(uri).read_bytes())
+        values = json.loads(unpacked(uri))
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     except (ValueError, AttributeError) as error:
         raise SourceError(
@@ -102,8 +106,8 @@ def read_scalefactors(uri: str) -> dict[str, float]:
 def choose_image(
     files: Mapping[str, str], factors: Mapping[str, float], xy_px_N2: np.ndarray, named: str | None
 ) -> ImageChoice:
-    """The image to read with. `files` has the roles of `image_roles`, `hires` and `lowres`; `xy_px_N2` are all
-    positions. Raises `SourceError` (`image_fits`) where the image that the curator names is another one."""
+    """The image to read with. `files` has the roles of `image_roles`, `hires image` and `lowres image`; `xy_px_N2` are
+    all positions. Raises `SourceError` (`image_fits`) where the image that the curator names is another one."""
     copies = _copies(files, factors)
     expected = next((size for _, _, size in copies), None)
     if named:
@@ -126,8 +130,9 @@ def _copies(files: Mapping[str, str], factors: Mapping[str, float]) -> list[tupl
     found = []
     for name in REDUCED:
         factor = factors.get(f"tissue_{name}_scalef")
-        if name in files and factor:
-            found.append((files[name], factor, np.array(_size_px(files[name]), dtype=float) / factor))
+        uri = files.get(f"{name} image")
+        if uri and factor:
+            found.append((uri, factor, np.array(_size_px(uri), dtype=float) / factor))
     return found
 
 
@@ -161,12 +166,11 @@ def _named(uri: str, expected: np.ndarray | None, copies: list[tuple[str, float,
 def _check_scales_known(files: Mapping[str, str], factors: Mapping[str, float]) -> None:
     """A reduced copy whose factor nobody tells cannot be used, and must not be passed over in silence."""
     for name in REDUCED:
-        if name in files and f"tissue_{name}_scalef" not in factors:
-            wanted = (
-                files.get("scalefactors") or Location.parse(files[name]).parent().join("scalefactors_json.json").uri
-            )
+        uri = files.get(f"{name} image")
+        if uri and f"tissue_{name}_scalef" not in factors:
+            wanted = files.get("scalefactors") or Location.parse(uri).parent().join("scalefactors_json.json").uri
             raise SourceError(
-                f"{files[name]} is a reduced image, and {wanted} does not tell tissue_{name}_scalef, by how much. Add "
+                f"{uri} is a reduced image, and {wanted} does not tell tissue_{name}_scalef, by how much. Add "
                 "it, or name the full-resolution image.",
                 rule="missing_file",
                 figure=1.0,

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from histolake.ingestion.readers.matrices import unpacked
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["COLUMNS", "Lattice", "Positions", "fit_lattice", "parquet_file", "read_positions"]
+__all__ = ["COLUMNS", "ArrayFit", "Positions", "fit_array", "parquet_file", "read_positions"]
 
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
@@ -38,7 +39,7 @@ class Positions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
+class ArrayFit:
     """The similarity that takes micrometres on the array to pixels, fitted by least squares."""
 
     um_per_px: float
@@ -80,8 +81,10 @@ def read_positions(uri: str) -> Positions:
     )
 
 
-def fit_lattice(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit_um: float) -> Lattice:
+def fit_array(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit_um: float) -> ArrayFit:
     """Fit pixels to micrometres on the array (x right, y down, turned and mirrored as may be).
+
+    For arrays whose geometry is known; `lattice.py` finds the pitch of one whose geometry is not.
 
     Every position takes part, so that the scale does not hang on any two of them. Raises `SourceError`
     (`positions_spread`) where the positions lie in one line, (`positions_valid`) where they are on average further
@@ -110,7 +113,7 @@ def fit_lattice(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, lim
             limit=limit_um,
             file=file,
         )
-    return Lattice(um_per_px=1 / px_per_um, rms_um=rms_px / px_per_um)
+    return ArrayFit(um_per_px=1 / px_per_um, rms_um=rms_px / px_per_um)
 
 
 def parquet_file(uri: str) -> Any:
@@ -134,7 +137,7 @@ def _read_csv(uri: str) -> Any:
     import pyarrow as pa
     from pyarrow import csv
 
-    data = Location.parse(uri).read_bytes()
+    data = unpacked(uri)
     first = data[: data.find(b"\n")] if b"\n" in data else data
     header = [name.strip().strip('"') for name in first.decode(errors="replace").split(",")]
     named = "barcode" in header

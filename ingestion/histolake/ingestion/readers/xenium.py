@@ -105,7 +105,7 @@ class XeniumReader:
         experiment = _experiment(source.files.get("experiment"))
         options = {**source.metadata, **{key: value for key, value in metadata.items() if value not in (None, "")}}
         known = SlideMetadata(
-            species=species_name(str(experiment.get("panel_organism") or "human")),
+            species=species_name(str(experiment.get("panel_organism") or "")) or None,
             technology="Xenium",
             expression_unit="counts",
         )

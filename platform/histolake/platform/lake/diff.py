@@ -14,7 +14,9 @@ Kind = Literal["added", "replaced", "corrected", "retired", "refused"]
 
 # What is new in every row, and what stands in a difference by itself.
 _PASSED_OVER = {"slide_id", "ingest_id", "published_in", "retired_in", "status", "when", "software"}
-_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected"}
+_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected", "profile_sketch"}
+SHOWN = 60  # characters of a value
+SHOWN_OF_DIGEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,9 @@ class Difference:
 
     def flat(self) -> dict[str, Any]:
         """As one object of `--json`: the columns' values as text."""
-        said = "; ".join(f"{name}: {_text(self.before[name])} -> {_text(self.after[name])}" for name in self.columns)
+        said = "; ".join(
+            f"{name}: {_text(name, self.before[name])} -> {_text(name, self.after[name])}" for name in self.columns
+        )
         return {
             "change": self.change,
             "slide_id": self.slide_id,
@@ -89,9 +93,11 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in before if name not in _PASSED_OVER and before[name] != after[name])
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     """A value as a person reads it; digests and long lists by their beginning."""
     if value is None:
         return "(none)"
+    if name.endswith("_digest"):
+        return str(value)[:SHOWN_OF_DIGEST]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

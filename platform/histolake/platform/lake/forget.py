@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from histolake.platform.cache import drop
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.vacuum import CLOCK_SLACK_S
@@ -92,7 +93,7 @@ def forget(
     rows = ingests_of(lake, slide_id=slide_id, patient=patient)
     slides = sorted(set(rows["slide_id"].to_pylist()))
     # A slide's earlier attempts are found by its name too: before a correction it may have had another patient.
-    everything = lake.catalog.slides(["slide_id", "ingest_id", "n_pairs", "fragments"])
+    everything = lake.catalog.slides(["slide_id", "ingest_id", "n_pairs", "fragments", "image"])
     mine = everything.filter(pc.is_in(everything["slide_id"], pa.array(slides)))
     ingest_ids = set(mine["ingest_id"].to_pylist())
 
@@ -110,6 +111,8 @@ def forget(
         if owner in ingest_ids:
             fragments.setdefault(owner, []).extend(ids)
     images, freed_images = _drop_images(lake, ingest_ids)
+    # An image that lay inside another file has a copy in this machine's cache; other machines' copies age.
+    freed_images += sum(drop(uri) for uri in set(mine["image"].to_pylist()) if uri)
     # The catalogue goes last, so that a repeat after a crash still finds what to forget.
     lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
     rejections = lake.catalog.delete("rejections", sorted(ingest_ids | twins)) - len(twins)

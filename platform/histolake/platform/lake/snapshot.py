@@ -68,14 +68,7 @@ class Snapshot:
         rows = rows.filter(pc.is_in(rows["ingest_id"], self._slides["ingest_id"].combine_chunks())).sort_by("slide_id")
         if where is None:
             return rows
-        mine = set(rows.column_names) - {"ingest_id"}
-        of_slide = self._slides.select([name for name in self._slides.column_names if name not in mine])
-        at = pc.index_in(rows["ingest_id"], of_slide["ingest_id"].combine_chunks())
-        wide = rows
-        for name in of_slide.column_names:
-            if name != "ingest_id":
-                wide = wide.append_column(of_slide.schema.field(name), of_slide[name].take(at))
-        return select(wide, where).select(rows.column_names)
+        return select(rows, where, (self._slides, pc.index_in(rows["ingest_id"], self._slides["ingest_id"])))
 
     def chunks(self, slide_ids: Sequence[str] | None = None, rows: int = 256) -> list[Chunk]:
         """The rows of some slides (all, if not named) cut into runs of at most `rows`, in the lake's order."""

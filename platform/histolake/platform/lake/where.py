@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import UsageError
@@ -37,23 +40,39 @@ _CHANGING = {"now", "today", "current_date", "current_time", "current_timestamp"
 _ROW = "row"
 
 
-def select(table: pa.Table, where: str | None) -> pa.Table:
+def select(table: pa.Table, where: str | None, joined: tuple[pa.Table, pa.Array] | None = None) -> pa.Table:
     """The rows of a table for which an expression is true, in their order; all of them without an expression.
 
-    Where the table has a column `licence`, the expression may also name `licence_id` (see `platform.licences`). An
+    `joined` is another table and, for each row of this one, the row of it that the expression may speak of too (null:
+    none). Where there is a column `licence`, the expression may also name `licence_id` (see `platform.licences`). An
     empty list counts as a list without members. Raises `UsageError` for an expression that cannot be.
     """
     if where is None:
         return table
     if not where.strip():
         raise UsageError("The filter is empty; write a condition, such as organ = 'breast'.")
-    known = [field.name for field in table.schema if not _is_nested(field.type)]
-    if "licence" in known:
-        known.append("licence_id")
-    asked, expression = _checked(where, known)
-    columns = {name: _column(table, name) for name in asked}
-    rows = pa.array(range(table.num_rows), pa.int64())
-    return table.take(_matching(pa.table({_ROW: rows} | {f"_{name}": c for name, c in columns.items()}), expression))
+    held: dict[str, Callable[[], Any]] = {}
+    held |= {field.name: partial(table.column, field.name) for field in table.schema if not _is_nested(field.type)}
+    if joined is not None:
+        other, at = joined
+        for field in other.schema:
+            if field.name not in held and not _is_nested(field.type):
+                held[field.name] = partial(_taken, other, field.name, at)
+    if "licence" in held:
+        held["licence_id"] = partial(_licence_ids, held["licence"])
+    asked, expression = _checked(where, list(held))
+    columns = {f"_{name}": _comparable(held[name]()) for name in asked}
+    return table.take(_matching(pa.table({_ROW: np.arange(table.num_rows)} | columns), expression))
+
+
+def _taken(table: pa.Table, name: str, at: pa.Array) -> pa.ChunkedArray:
+    return table[name].take(at)
+
+
+def _licence_ids(licences: Callable[[], pa.ChunkedArray]) -> pa.Array:
+    texts = licences().to_pylist()
+    known = {text: licence_id(text) for text in set(texts)}
+    return pa.array([known[text] for text in texts], pa.string())
 
 
 def _is_nested(kind: pa.DataType) -> bool:
@@ -98,12 +117,8 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     )
 
 
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+def _comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """A column as the engine compares it: whole numbers as numbers of any kind, no list as an empty one."""
-    if name == "licence_id":
-        found = {text: licence_id(text) for text in set(table["licence"].to_pylist())}
-        return pa.array([found[text] for text in table["licence"].to_pylist()], pa.string())
-    column = table[name]
     if pa.types.is_integer(column.type):
         return column.cast(pa.float64())
     if pa.types.is_list(column.type):
