@@ -180,7 +180,10 @@ def scale_rows(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]], float
         if apart is not None:
             end = x(apart)
             made.append(f'<path class="apart" d="M{x(0):.1f} {y - 5:.1f}v10m0-5H{end:.1f}m0-5v10"/>')
-        made += [_mark(x(share), y, origin, beyond=abs(share) > SCALE_SPAN) for origin, share in found]
+        for place, (origin, share) in enumerate(found):
+            # One above the other a little, so that statements which agree can all be seen.
+            lift = 4.2 * (place - (len(found) - 1) / 2)
+            made.append(_mark(x(share), y + lift, origin, beyond=abs(share) > SCALE_SPAN))
     for share in (-0.1, -tolerance, 0.0, tolerance, 0.1):
         label = "in use" if share == 0 else f"{share:+.0%}".replace("-", "−")
         made.append(_text(x(share), bottom + 16, label, 'text-anchor="middle"'))
