@@ -335,6 +335,8 @@ def test_a_cohorts_quantiles_come_from_its_sections_bins() -> None:
     assert whole is not None and whole.n == 2000
     assert np.allclose(whole.quantiles, np.quantile(np.concatenate(parts), [0.05, 0.25, 0.5, 0.75, 0.95]), rtol=0.1)
     assert measured(measure, np.array([np.nan])) is None
+    focus = measured(MEASURES["focus"], np.array([0.0, 0.5, 0.7, 0.9]))
+    assert focus is not None and (focus.n, focus.median) == (3, 0.7), "a focus of 0 could not be told"
 
 
 def section(slide_id: str, *, refusal: Refusal | None = None, **known: Any) -> Section:

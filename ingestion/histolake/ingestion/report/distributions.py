@@ -28,6 +28,7 @@ class Measure:
     bins: int
     log: bool
     rules: tuple[str, ...] = ()  # rules on spots whose figure is of this measure
+    zero_is_unknown: bool = False  # a 0 says that it could not be told
     settings: tuple[str, ...] = ()  # keys of the settings section `quality` that hold a limit
 
     def edges(self) -> np.ndarray:
@@ -55,7 +56,7 @@ MEASURES = {
         ),
         Measure(
             name="focus", title="Focus", unit="sharpness of the patch (higher is sharper)", low=1e-3, high=1e2,
-            bins=80, log=True, rules=("min_focus",), settings=("min_focus",),
+            bins=80, log=True, rules=("min_focus",), zero_is_unknown=True, settings=("min_focus",),
         ),
     )
 }  # fmt: skip
@@ -104,6 +105,7 @@ def measured(measure: Measure, values: np.ndarray) -> Distribution | None:
     """The distribution of some values, those that are not numbers left out; None where none is a number."""
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
+    finite = finite[finite > 0] if measure.zero_is_unknown else finite
     if not len(finite):
         return None
     found = Distribution(measure, quantiles=tuple(float(q) for q in np.quantile(finite, QUANTILES)))
