@@ -12,29 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ingestion.anndata_files import make_section, write_h5ad, write_hest, write_stimage
-from tests.ingestion.space_ranger_files import write_space_ranger, write_visium_hd
-from tests.ingestion.spatialdata_files import write_spatialdata
-from tests.ingestion.xenium_files import write_xenium
+from tests.ingestion.every_format import BROKEN, READERS, write_every_format
 
 from histolake.ingestion.recorded import as_recorded
 from histolake.ingestion.worker import source_digest
 from histolake.platform.lake import Lake
-
-READERS = {
-    "visium/v1": "space-ranger",
-    "visium/v2": "space-ranger",
-    "visium/v4": "space-ranger",
-    "visium/cytassist": "space-ranger",
-    "hd": "visium-hd",
-    "xenium": "xenium",
-    "legacy": "legacy-st",
-    "files/loose": "anndata",
-    "TENX7": "hest",
-    "GSE1_GSM2": "stimage",
-    "store.zarr": "spatialdata",
-}
-BROKEN = {"broken/cut": "file_complete", "broken/strangers": "barcodes_match"}
 
 
 @dataclass
@@ -53,15 +35,10 @@ def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def ingested(
-    tmp_path_factory: pytest.TempPathFactory, make_section: Callable[..., Path], rewrite: Callable[..., None]
-) -> Ingested:
+def ingested(tmp_path_factory: pytest.TempPathFactory, make_section: Callable[..., Path]) -> Ingested:
     folder = tmp_path_factory.mktemp("curator")
     sections = folder / "sections"
-    write_all(sections, make_section)
-    rewrite(sections / "broken/strangers/spots.tsv", lambda lines: [lines[0], *("9" + line for line in lines[1:])])
-    matrix = sections / "broken/cut/filtered_feature_bc_matrix.h5"
-    matrix.write_bytes(matrix.read_bytes()[: matrix.stat().st_size // 2])
+    write_every_format(sections, make_section)
     with (folder / "patients.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["section", "patient", "study", "licence"])
@@ -71,22 +48,6 @@ def ingested(
     words += ["--metadata", str(folder / "patients.csv"), "--set", "quality.min_spots=20"]
     done = run(*words, code=3)
     return Ingested(folder, folder / "lake", {r["section"]: r for r in json.loads(done.stdout)}, done.stderr)
-
-
-def write_all(sections: Path, make_legacy: Callable[..., Path]) -> None:
-    write_space_ranger(sections / "visium/v1", version=1, seed=1)
-    write_space_ranger(sections / "visium/v2", version=2, matrix="mtx", seed=2)
-    write_space_ranger(sections / "visium/v4/outs", version=4, seed=3)
-    write_space_ranger(sections / "visium/cytassist", version=3, image="hires", seed=4)
-    write_visium_hd(sections / "hd", seed=5)
-    write_xenium(sections / "xenium", cells=4000, genes=260, extent_um=900, seed=6)
-    make_legacy(sections / "legacy", seed=7)
-    write_h5ad(sections / "files/loose.h5ad", make_section(seed=8), image="loose.png")
-    write_hest(sections / "hest", ("TENX7",), sections={"TENX7": make_section(seed=9)})
-    write_stimage(sections / "stimage", section=make_section("st", seed=10), meta={})
-    write_spatialdata(sections / "store.zarr", seed=11)
-    write_space_ranger(sections / "broken/cut", seed=12)
-    make_legacy(sections / "broken/strangers", seed=13)
 
 
 def test_all_come_in_but_the_broken_ones(ingested: Ingested) -> None:
