@@ -20,6 +20,7 @@ from histolake.ingestion.images.openslide_image import OpenSlideImage
 from histolake.ingestion.images.plain import PlainImage
 from histolake.ingestion.images.tiff_image import TiffImage
 from histolake.ingestion.images.tiff_layout import missing_bytes
+from histolake.ingestion.readers import Source, digest
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -356,3 +357,14 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="folder") as refusal:
         open_image(str(tmp_path))
     assert refusal.value.rule == "image_readable"
+
+
+def test_every_file_of_a_slide_counts_in_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "slide.mrxs").write_bytes(b"head")
+    (tmp_path / "slide").mkdir()
+    (tmp_path / "slide/Data0000.dat").write_bytes(b"pixels")
+    source = Source(reader="r", uri=str(tmp_path), files={"image": str(tmp_path / "slide.mrxs")})
+    before = digest(source, {})
+    assert digest(source, {}) == before
+    (tmp_path / "slide/Data0000.dat").write_bytes(b"others")
+    assert digest(source, {}) != before

@@ -226,3 +226,12 @@ def test_recipes_are_listed_for_programs() -> None:
     listed = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
     assert [row["name"] for row in listed] == ["clip-lite0", "coca-tiny"]
     assert all(isinstance(value, str | int | float | bool) for row in listed for value in row.values())
+
+
+def test_slides_without_an_image_are_on_no_side(tmp_path: Path, generated_lake: Callable[..., Lake]) -> None:
+    flags = {"gen/A": [], "gen/B": ["image: none"], "gen/C": ["image: none", "low_resolution"]}
+    lake = generated_lake(tmp_path / "lake", {s: {"patient": s, "flags": f} for s, f in flags.items()})
+    said: list[str] = []
+    split = Split.named(train=["gen/A", "gen/B"], validation=["gen/C"])
+    assert choose_sides(lake.at(), split, include_low_resolution=True, say=said.append) == {"gen/A": "train"}
+    assert said == ["left out, for they have no image: gen/B, gen/C"]

@@ -104,7 +104,9 @@ def ingest(
 ) -> None:
     """Read sections, check them, cut their patches, and publish them in a lake.
 
-    The reader is chosen by looking at the files. A section is published whole or not at all; what is refused is
+    The reader is chosen by looking at the files: Space Ranger 1 to 4, Visium HD, Xenium, SpatialData, HEST-1k,
+    STimage-1K4M, legacy Spatial Transcriptomics, AnnData (h5ad), and plug-ins; docs/readers.md says what each needs. A
+    section is published whole or not at all; what is refused is
     recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
 
     A metadata table has a row a section (column `section`), a patient (`patient`, `study`) or a study (`study`);
@@ -137,6 +139,9 @@ def ingest(
             outcomes = pipeline.ingest(candidates, Lake.open(settings.lake, create=True), rules, tell)
         workers = pipeline.workers_for(outcomes)
     show_mismatches(console, table.mismatches(), mismatches)
+    if not plan:
+        command = f"histolake lake report --lake {settings.lake} --cohort {cohort} --to {cohort}.html"
+        console.print(f"what became of it, in pictures: {command}", highlight=False, soft_wrap=True)
     end_with(console, outcomes, workers=workers, as_json=as_json)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Trained", "train"]
 
 LOW_RESOLUTION = "low_resolution"
+NO_IMAGE = "image: none"
 NAMED = 10  # slides named in a message
 SENTENCES_SAMPLED = 2000  # for the mean number of genes that survive the tokenizer
 
@@ -131,7 +132,7 @@ def choose_sides(
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """slide_id -> side of every slide on a side for which the filter is true. A slide of low resolution doesn't train
-    unless asked for; it may validate or test.
+    unless asked for; it may validate or test. One without an image is on no side.
 
     The sides are drawn before the filter, which moves no slide to another side: it only leaves slides out.
     """
@@ -142,17 +143,23 @@ def choose_sides(
         meant = set(snapshot.slides(where=where)["slide_id"].to_pylist())
         others = sorted(set(sides) - meant)
         if others:
-            named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
-            say(f"{len(others)} of {len(sides)} slides left out by the filter {where!r}: {named}")
+            say(f"{len(others)} of {len(sides)} slides left out by the filter {where!r}: {_some(others)}")
         sides = {slide_id: side for slide_id, side in sides.items() if slide_id in meant}
+    blind = sorted(slide_id for slide_id in sides if NO_IMAGE in (flags[slide_id] or []))
+    if blind:
+        say(f"left out, for they have no image: {_some(blind)}")
+        sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in blind}
     if not include_low_resolution:
         coarse = sorted(s for s, side in sides.items() if side == "train" and LOW_RESOLUTION in (flags[s] or []))
         if coarse:
-            say(
-                f"kept out of training for low resolution: {', '.join(coarse)} (--include-low-resolution takes them in)"
-            )
+            say(f"kept out of training for low resolution: {_some(coarse)} (--include-low-resolution takes them in)")
         sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in coarse}
     return dict(sorted(sides.items()))
+
+
+def _some(slide_ids: Sequence[str]) -> str:
+    more = f" and {len(slide_ids) - NAMED} more" if len(slide_ids) > NAMED else ""
+    return ", ".join(slide_ids[:NAMED]) + more
 
 
 def check_request(recipe: Recipe, snapshot: Snapshot, slides: tuple[str, ...], workers: int) -> None:

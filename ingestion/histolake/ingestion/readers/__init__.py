@@ -131,10 +131,15 @@ def digest(source: Source, metadata: Mapping[str, Any]) -> str:
 
     The same files elsewhere have the same digest. Files are read in blocks.
     """
+    from histolake.ingestion.images import companions
+
     total = hashlib.sha256(source.reader.encode())
     files = dict(source.files)
     if metadata.get("image"):
         files["image named"] = str(metadata["image"])
+    for role, uri in list(files.items()):
+        # A slide in several files (MRXS) is all of them.
+        files |= {f"{role} {name}": other for other in companions(uri) if (name := Location.parse(other).name)}
     for role, uri in sorted(files.items()):
         total.update(f"\0{role}\0{Location.parse(uri).name}\0".encode())
         total.update(_content(Location.parse(uri)))
