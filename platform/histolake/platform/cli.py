@@ -55,7 +55,7 @@ class PartsGroup(TyperGroup):
 def _as_command(target: Any, name: str) -> Any:
     """A Typer application as it is; a function as an application of one command."""
     if not isinstance(target, typer.Typer):
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
         single.command(name)(target)
         target = single
     command = typer.main.get_command(target)
@@ -67,6 +67,7 @@ app = typer.Typer(
     cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

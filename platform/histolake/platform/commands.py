@@ -35,6 +35,7 @@ lake = typer.Typer(
     cls=PartsGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     help="Look into a lake, audit it, and remove what has to go.",
 )

@@ -26,6 +26,7 @@ models = typer.Typer(
     name="models",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="List registered models, promote one, or trace one to the slides that it saw.",
 )
 
