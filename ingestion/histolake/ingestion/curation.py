@@ -102,7 +102,7 @@ def _from_tables(
 ) -> tuple[dict[str, dict[str, str | None]], list[Mismatch]]:
     """What metadata tables say of slides in the lake, and what of it does not match or cannot be corrected there."""
     from histolake.ingestion.metadata import MetadataTable, Mismatch
-    from histolake.platform.lake.correct import CORRECTABLE
+    from histolake.platform.schemas import CORRECTABLE
 
     table = MetadataTable.read(tables)
     sections = Counter(row["section"] for row in rows)

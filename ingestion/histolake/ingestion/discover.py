@@ -8,23 +8,21 @@ in silence: unless sections lie below it, it becomes a candidate that is refused
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from histolake.ingestion.cohort_file import COHORT_FILE, read_cohort
 from histolake.ingestion.metadata import MetadataTable
 from histolake.ingestion.readers import Listing, Source, readers
-from histolake.ingestion.readers.beside import place_of
 from histolake.platform.errors import SourceError, UsageError
 from histolake.platform.settings import Settings
 from histolake.platform.storage import Location
 
-__all__ = ["COHORT_FILE", "Candidate", "find_sections"]
+__all__ = ["Candidate", "find_sections"]
 
-COHORT_FILE = "cohort.json"
 IMAGES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".dcm", ".jpg", ".jpeg", ".png")
 ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zarray")  # files by which a store of arrays is known
 _NAME = re.compile(r"[^/\s\x00][^/\x00]*")
@@ -68,7 +66,7 @@ def find_sections(
         if not location.exists():
             raise UsageError(f"There is nothing at {location}; name a folder of sections or a {COHORT_FILE}.")
         if location.is_file() and location.name == COHORT_FILE:
-            listed, table = _read_cohort(location)
+            listed, table = read_cohort(location)
             places += [(place, section) for section, place in listed]
             tables += [table] if table else []
         else:
@@ -107,23 +105,6 @@ def _second(candidate: Candidate, first: str) -> Candidate:
     )
     own = f"{candidate.section} ({hashlib.sha256(candidate.uri.encode()).hexdigest()[:8]})"
     return replace(candidate, slide_id=f"{candidate.cohort}/{own}", section=own, source=None, problem=problem)
-
-
-def _read_cohort(location: Location) -> tuple[list[tuple[str, Location]], str | None]:
-    """Sections of a cohort file, and its metadata table. Paths are absolute, or below the file's folder."""
-    try:
-        cohort = json.loads(location.read_bytes())
-        listed = [(str(entry["section"]), str(entry["path"])) for entry in cohort["sections"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{location} is no cohort file ({error}); `histolake sample` writes one.") from error
-    folder = location.parent()
-
-    gone = [path for _, path in listed if not place_of(path, folder).exists()]
-    if gone:
-        raise UsageError(f"{location} names {gone[0]}, which is not there; run `histolake sample` again.")
-    table = cohort.get("metadata")
-    places = [(section, place_of(path, folder)) for section, path in listed]
-    return places, place_of(table, folder).uri if table else None
 
 
 def _below(

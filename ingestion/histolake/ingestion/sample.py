@@ -6,24 +6,19 @@ smallest one. Without either, a simulated cohort is written.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from histolake.ingestion.discover import COHORT_FILE, find_sections
+from histolake.ingestion.cohort_file import COHORT_FILE, Chosen, write_cohort
+from histolake.ingestion.discover import find_sections
 from histolake.platform.errors import UsageError
 from histolake.platform.storage import Location
 
 if TYPE_CHECKING:
     from histolake.ingestion.public.catalogue import PublicSettings
 
-__all__ = ["Chosen", "Public", "choose"]
-
-METADATA_FILE = "metadata.csv"
-FORMAT = 1
+__all__ = ["Public", "choose"]
 
 # HER2ST: Andersson et al., "Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
 # interactions", Nature Communications 2021. Sections C2 to C5 are of patient C, A1 is of patient A.
@@ -38,24 +33,6 @@ HER2ST_METADATA = {
     "accession": "Zenodo 4751624",
     "simulated": "false",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The cohort that was chosen."""
-
-    name: str
-    data: Literal["real", "simulated"]
-    why: str
-    sections: dict[str, str]  # section -> path, absolute or below the folder of the cohort's file
-    metadata: dict[str, dict[str, str]]  # section -> what is known
-    left_aside: tuple[str, ...]
-    file: str
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat object a section, for `--json`."""
-        about = {"cohort": self.name, "data": self.data, "why": self.why, "file": self.file}
-        return [{**about, "section": s, "path": path, **self.metadata.get(s, {})} for s, path in self.sections.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +79,7 @@ def choose(
         chosen = _her2st(folder, file) if folder.join("her2st").is_dir() else _as_found(folder, file)
     else:
         chosen = _without_a_folder(target, file, seed, tell, public)
-    _write(chosen, target)
+    write_cohort(chosen, target)
     return chosen
 
 
@@ -175,24 +152,3 @@ def _simulated(target: Location, file: str, seed: int, tell: Callable[[str, int,
         left_aside=(),
         file=file,
     )
-
-
-def _write(chosen: Chosen, target: Location) -> None:
-    content = {
-        "format": "histolake-cohort",
-        "format_version": FORMAT,
-        "name": chosen.name,
-        "data": chosen.data,
-        "why": chosen.why,
-        "left_aside": list(chosen.left_aside),
-        "metadata": METADATA_FILE if chosen.metadata else None,
-        "sections": [{"section": section, "path": path} for section, path in chosen.sections.items()],
-    }
-    if chosen.metadata:
-        columns = ["section", *dict.fromkeys(name for row in chosen.metadata.values() for name in row)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"section": section, **row} for section, row in chosen.metadata.items())
-        target.join(METADATA_FILE).write_bytes(text.getvalue().encode())
-    target.join(COHORT_FILE).write_bytes(json.dumps(content, indent=1).encode() + b"\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["GENES", "LOOK_ALIKE", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
+__all__ = ["CORRECTABLE", "GENES", "LOOK_ALIKE", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
 
 PAIR_ID_BYTES = 16
 LOOK_ALIKE = "look_alike"  # the flag of a slide that has look_alikes
@@ -90,6 +90,9 @@ PROVENANCE: list[pa.Field] = [
     # what the curator's metadata table said at the ingest
     pa.field("given", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("value", pa.string())]))),
 ]
+
+# Those of them that can be set right without touching a pair; the others are in the pairs.
+CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "technology")
 
 SLIDES = _schema(
     "slides",

@@ -10,8 +10,8 @@ from histolake.ingestion.public.catalogue import MEGABYTE, Cohort, PublicSetting
 from histolake.platform.errors import DownloadError
 
 if TYPE_CHECKING:
+    from histolake.ingestion.cohort_file import Chosen
     from histolake.ingestion.public.fetching import Tell
-    from histolake.ingestion.sample import Chosen
 
 __all__ = ["by_name", "offered", "terms"]
 
@@ -91,8 +91,8 @@ def _chosen(
     tell: Tell,
     limit_s: float | None,
 ) -> Chosen:
+    from histolake.ingestion.cohort_file import Chosen
     from histolake.ingestion.public.fetching import fetch
-    from histolake.ingestion.sample import Chosen
 
     catalogue = load_catalogue(settings.catalogue)
     folders = fetch(cohort, target / FOLDER, settings, tell=tell, limit_s=limit_s)

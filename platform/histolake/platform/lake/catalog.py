@@ -17,8 +17,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from histolake.platform.errors import ConflictError
-from histolake.platform.lake.correct import CORRECTABLE
-from histolake.platform.schemas import REJECTIONS, SLIDES, schema_name, schema_version
+from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
 
 __all__ = ["Catalog"]

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from histolake.platform.errors import ConflictError, SlideNotFoundError, UsageError
-from histolake.platform.schemas import PROVENANCE
+from histolake.platform.schemas import CORRECTABLE, PROVENANCE
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot
 
-__all__ = ["CORRECTABLE", "Change", "carry", "correct_rows", "corrections"]
-
-# What stands in the catalogue alone. Everything else of a slide is in its pairs too, or is measured.
-CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "technology")
+__all__ = ["Change", "carry", "correct_rows", "corrections"]
 
 
 @dataclass(frozen=True, kw_only=True)
