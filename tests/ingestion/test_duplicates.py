@@ -149,7 +149,7 @@ def test_near_pictures_are_look_alikes_and_no_duplicates() -> None:
     )
     verdict = known.judge("b/1", record(picture="ff00ff00ff00ff0f"), RULES)
     assert (verdict.same, verdict.alike) == (None, ["a/near"])
-    assert known.judge("b/1", record(picture="ff00ff00ff00ff1f"), RULES).alike == []
+    assert known.judge("b/1", record(picture="ff00ff00ff00ffff"), RULES).alike == []
 
 
 def test_what_is_learned_during_a_run_counts_and_replaces() -> None:
