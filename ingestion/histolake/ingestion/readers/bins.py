@@ -7,6 +7,8 @@ to that disc and no other. About 73% of the plane lies between the discs, as it 
 there is measured.
 
 Counts are pooled by sparse multiplication, a run of barcodes at a time; memory is bounded by one run and the result.
+`pooling.pool` lays the same discs, but wants every count and place at once and knows no grid that says which part of a
+disc is tissue, so only its lattice and its sums are used here.
 
 Axes: N bins of a run, S spots, R rows and C columns of the bins' grid, G genes.
 """
@@ -20,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from histolake.ingestion.readers.matrices import H5Matrix
-from histolake.ingestion.readers.pooling import nearest_centre, steps_um
+from histolake.ingestion.readers.pooling import nearest_centre, steps_um, sum_by_key
+from histolake.ingestion.readers.refusals import holds_no
 from histolake.ingestion.readers.visium_positions import fit_array, parquet_file
 from histolake.platform.errors import SourceError, UsageError
 
@@ -207,7 +210,7 @@ def read_grid(uri: str, bin_um: float) -> Grid:
         some = under[::stride]
         sample.append(np.stack([col[some], row[some], x_px[some], y_px[some]], axis=1).astype(np.float64))
     if not sum(map(len, rows)):
-        raise SourceError(f"{uri} has no bin under tissue.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
+        raise holds_no(uri, "bin under tissue")
     row, col = np.concatenate(rows), np.concatenate(cols)
     if min(row.min(), col.min()) < 0:
         raise SourceError(
@@ -238,7 +241,7 @@ def read_grid(uri: str, bin_um: float) -> Grid:
 
 def pool_bins(stored: H5Matrix, grid: Grid, target: Target) -> PooledBins:
     """Sum the counts of the bins of each spot."""
-    from scipy.sparse import csr_array, vstack
+    from scipy.sparse import vstack
 
     parts, keys = [], []
     total = inside = matched = 0.0
@@ -248,20 +251,13 @@ def pool_bins(stored: H5Matrix, grid: Grid, target: Target) -> PooledBins:
         counts_NG = stored.rows(start, stop)
         total += float(counts_NG.data.sum(dtype=np.float64))
         in_spot = np.flatnonzero(key_N >= 0)
-        spots, local = np.unique(key_N[in_spot], return_inverse=True)
-        belongs = csr_array(
-            (np.ones(len(in_spot), dtype=np.float32), (local, in_spot)), shape=(len(spots), stop - start)
-        )
-        parts.append(belongs @ counts_NG)
+        spots, _, counts_SG = sum_by_key(counts_NG, in_spot, key_N[in_spot])
+        parts.append(counts_SG)
         keys.append(spots)
-    # A spot whose bins came in two runs is in two parts.
-    spots, local = np.unique(np.concatenate(keys), return_inverse=True)
-    stacked = vstack(parts, format="csr")
+    spots, counts_SG = np.concatenate(keys), vstack(parts, format="csr")
     del parts
-    counts_SG = stacked
-    if len(spots) < len(local) or not (np.diff(local) > 0).all():
-        ones = np.ones(len(local), dtype=np.float32)
-        counts_SG = csr_array((ones, (local, np.arange(len(local)))), shape=(len(spots), len(local))) @ stacked
+    if not (np.diff(spots) > 0).all():  # a spot whose bins came in two runs is in two parts
+        spots, _, counts_SG = sum_by_key(counts_SG, np.arange(len(spots)), spots)
     inside = float(counts_SG.data.sum(dtype=np.float64))
     row, col = (part.astype(np.int32) for part in np.divmod(spots, _KEY))
     return PooledBins(

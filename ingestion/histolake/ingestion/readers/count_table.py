@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from histolake.ingestion.readers.refusals import check_genes_named, check_unique, holds_no, truncated
 from histolake.ingestion.readers.st_tables import Counts
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -37,16 +38,8 @@ def read_count_table(uri: str) -> Counts:
         _check_counts(values_NG, names, genes, uri)
         blocks.append(csr_array(values_NG))
     if not barcodes:
-        raise SourceError(f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
-    twice = len(barcodes) - len(set(barcodes))
-    if twice:
-        raise SourceError(
-            f"{uri} names {twice} spots more than once; a barcode must be unique in its section.",
-            rule="duplicate_barcodes",
-            figure=float(twice),
-            limit=0.0,
-            file=uri,
-        )
+        raise holds_no(uri)
+    check_unique(barcodes, uri)
     return Counts(barcodes=barcodes, symbols=genes, counts_NG=csr_array(vstack(blocks, format="csr")))
 
 
@@ -59,16 +52,9 @@ def _genes(uri: str) -> list[str]:
             line += more
     header = next(csv.reader([line.split(b"\n")[0].decode("utf-8-sig", errors="replace")]), [])
     genes = [name.strip() for name in header[1:]]
-    if not genes or "" in genes:
-        raise SourceError(
-            f"{uri} has {genes.count('')} genes without a name in its first line."
-            if genes
-            else f"{uri} names no genes in its first line.",
-            rule="genes_named" if genes else "empty_section",
-            figure=float(genes.count("")),
-            limit=0.0,
-            file=uri,
-        )
+    if not genes:
+        raise holds_no(uri, "genes in its first line")
+    check_genes_named(genes, uri, " in its first line")
     return genes
 
 
@@ -100,14 +86,9 @@ def _blocks(uri: str, n_genes: int) -> Iterator[tuple[list[str], np.ndarray]]:
         said = " ".join(str(error).split())[:160]
         if "empty" in said.lower():
             return
-        short = "columns" in said
-        raise SourceError(
-            f"{uri} is truncated or damaged: {said}. Fetch it again."
-            if short
-            else f"{uri}: {said}; every count must be a number.",
-            rule="file_complete" if short else "counts_valid",
-            file=uri,
-        ) from error
+        if "columns" in said:
+            raise truncated(uri, said) from error
+        raise SourceError(f"{uri}: {said}; every count must be a number.", rule="counts_valid", file=uri) from error
 
 
 def _check_counts(values_NG: np.ndarray, names: list[str], genes: list[str], uri: str) -> None:

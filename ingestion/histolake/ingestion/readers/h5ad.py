@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from histolake.ingestion.readers.refusals import not_there, truncated
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -163,19 +164,14 @@ def open_h5ad(uri: str) -> Iterator[H5ad]:
 
     path = Location.parse(uri).local_path()
     if not path.is_file():
-        raise SourceError(f"{uri} is not there.", rule="missing_file", figure=1.0, limit=0.0, file=uri)
+        raise not_there(uri)
     try:
         with h5py.File(path, "r") as file:
             yield H5ad(file, uri)
     except (OSError, RuntimeError) as error:
         if getattr(error, "errno", None) in OURS:
             raise
-        raise SourceError(
-            f"{uri} is truncated or damaged ({_said(error)}). Fetch it again.",
-            rule="file_complete",
-            figure=float(path.stat().st_size),
-            file=uri,
-        ) from error
+        raise truncated(uri, _said(error), path.stat().st_size) from error
     except (IORegistryError, KeyError) as error:
         raise SourceError(
             f"{uri} is written in a way that the installed anndata does not read ({_said(error)}). Write it again with "

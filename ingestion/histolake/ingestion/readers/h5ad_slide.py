@@ -25,6 +25,7 @@ from histolake.ingestion.genes import looks_like_ensembl
 from histolake.ingestion.readers.arrays import VISIUM, array_name, recognise, technology_name
 from histolake.ingestion.readers.h5ad import H5ad, Library
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
+from histolake.ingestion.readers.refusals import check_genes_named, check_unique, holds_no
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
 
@@ -130,8 +131,8 @@ def read_spots(file: Observations, xy_N2: np.ndarray | None = None) -> Spots:
     """
     barcodes = file.names
     if not len(barcodes):
-        raise SourceError(f"{file.uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=file.uri)
-    _check_unique(barcodes, file.uri)
+        raise holds_no(file.uri)
+    check_unique(barcodes, file.uri)
     xy_N2 = _positions(file) if xy_N2 is None else xy_N2
     array_N2 = _array(file, barcodes)
     lattice = fit_lattice(array_N2, xy_N2)
@@ -188,19 +189,6 @@ def as_slide(
 
 
 # -- positions ----------------------------------------------------------------------------------------------------
-
-
-def _check_unique(barcodes: np.ndarray, uri: str) -> None:
-    names, times = np.unique(barcodes, return_counts=True)
-    if (times > 1).any():
-        raise SourceError(
-            f"{uri} names {int((times - 1).sum())} spots more than once, the first {names[times > 1][0]}; a barcode "
-            "must be unique in its section.",
-            rule="duplicate_barcodes",
-            figure=float((times - 1).sum()),
-            limit=0.0,
-            file=uri,
-        )
 
 
 def _positions(file: Observations) -> np.ndarray:
@@ -319,9 +307,7 @@ def _counts(file: Observations, stated: str | None) -> tuple[Any, Any, str]:
             if (counts.data == np.rint(counts.data)).all():
                 return counts, matrix.var, COUNTS
     if last is None:
-        raise SourceError(
-            f"{file.uri} holds no matrix (X).", rule="empty_section", figure=0.0, limit=1.0, file=file.uri
-        )
+        raise holds_no(file.uri, "matrix (X)")
     counts = last.read()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     unit = "TPM" if len(totals) and np.allclose(totals[totals > 0], TPM_TOTAL, rtol=0.01) else NORMALISED
@@ -339,15 +325,9 @@ def _genes(var: Any, uri: str) -> tuple[list[str], list[str | None] | None, np.n
             symbols = [symbol or name for symbol, name in zip(told, names, strict=True)]
     elif ids is not None and not _mostly_ensembl(ids):
         ids = None
-    blank = sum(not symbol.strip() for symbol in symbols)
-    if blank or not names:
-        raise SourceError(
-            f"{uri} has {blank} genes without a name." if names else f"{uri} names no genes.",
-            rule="genes_named",
-            figure=float(blank),
-            limit=0.0,
-            file=uri,
-        )
+    if not names:
+        raise SourceError(f"{uri} names no genes.", rule="genes_named", figure=0.0, limit=1.0, file=uri)
+    check_genes_named(symbols, uri)
     ensembl_ids = None if ids is None else [value if looks_like_ensembl(value) else None for value in ids]
     kinds = _column(var, ("feature_types",)) or [""] * len(names)
     genes = [

@@ -42,6 +42,7 @@ from histolake.ingestion.readers.arrays import technology_name
 from histolake.ingestion.readers.beside import place_of, with_beside
 from histolake.ingestion.readers.h5ad import Library, open_h5ad
 from histolake.ingestion.readers.h5ad_slide import Picture, as_slide, read_spots, the_library
+from histolake.ingestion.readers.refusals import not_there
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -101,13 +102,7 @@ class HestReader:
     def read(self, source: Source, metadata: Mapping[str, Any]) -> Slide:
         """The sample as a slide; positions in pixels of the image that is used."""
         if "counts" not in source.files:
-            raise SourceError(
-                f"{source.uri} is not there, only its image; download the sample's st/ file too.",
-                rule="missing_file",
-                figure=1.0,
-                limit=0.0,
-                file=source.uri,
-            )
+            raise not_there(source.uri, "only its image is: download the sample's st/ file too")
         sample = hest_sample({**source.metadata.get("catalogue", {}), **_json(source)})
         with open_h5ad(source.files["counts"]) as file:
             library = the_library(file)

@@ -21,10 +21,10 @@ import numpy as np
 
 from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.beside import read_beside, with_beside
+from histolake.ingestion.readers.refusals import check_files
 from histolake.ingestion.readers.st_tables import Positions, read_counts, read_positions
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
 from histolake.platform.errors import SourceError
-from histolake.platform.storage import Location
 
 __all__ = ["LegacySTReader"]
 
@@ -56,7 +56,7 @@ class LegacySTReader:
 
     def read(self, source: Source, metadata: Mapping[str, Any]) -> Slide:
         """The section as a slide; positions in pixels of the image as it is."""
-        self._check_complete(source)
+        check_files(source, {"counts": COUNTS[0], "spots": SPOTS[0]}, self.looks_for)
         known = SlideMetadata(
             technology="Spatial Transcriptomics",
             expression_unit="counts",
@@ -78,18 +78,6 @@ class LegacySTReader:
             scales=(ScaleEvidence(origin="pitch", um_per_px=scale.um_per_px, file=positions.file),),
             flags=("image_reduced",) if scale.reduction != 1.0 else (),
         )
-
-    def _check_complete(self, source: Source) -> None:
-        wanted = {"counts": COUNTS[0], "spots": SPOTS[0]}
-        missing = [name for role, name in wanted.items() if role not in source.files]
-        if missing:
-            raise SourceError(
-                f"{source.uri} lacks {' and '.join(missing)}; a {self.name} section needs {self.looks_for}.",
-                rule="missing_file",
-                figure=float(len(missing)),
-                limit=0.0,
-                file=Location.parse(source.uri).join(missing[0]).uri,
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.genes import looks_like_ensembl
+from histolake.ingestion.readers.refusals import check_unique, holds_no, not_there, truncated
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -73,7 +74,7 @@ def read_matrix(uri: str) -> Matrix:
     if uri.endswith(".h5"):
         with open_h5(uri) as stored:
             barcodes = stored.barcodes(0, stored.n_barcodes).astype(str)
-            _check_unique(barcodes, uri)
+            check_unique(barcodes, uri)
             return Matrix(
                 barcodes=barcodes,
                 counts_NG=stored.rows(0, stored.n_barcodes),
@@ -152,11 +153,11 @@ class H5Matrix:
         )
         for what, held, said in pairs:
             if held != said:
-                raise _truncated(self._uri, f"it holds {held:,} {what}, and its shape says {said:,}", held, said)
+                raise truncated(self._uri, f"it holds {held:,} {what}, and its shape says {said:,}", held, said)
         if not self.n_barcodes:
-            raise _empty(self._uri)
+            raise holds_no(self._uri, "barcodes")
         if self.indptr[0] != 0 or (np.diff(self.indptr) < 0).any():
-            raise _truncated(self._uri, "its column starts do not rise from 0", float(self.indptr[0]), 0)
+            raise truncated(self._uri, "its column starts do not rise from 0", self.indptr[0], 0)
 
 
 @contextmanager
@@ -168,14 +169,14 @@ def open_h5(uri: str) -> Iterator[H5Matrix]:
         with h5py.File(Location.parse(uri).local_path(), "r") as file:
             yield H5Matrix(file, uri)
     except FileNotFoundError as error:
-        raise _missing(uri, uri) from error
+        raise not_there(uri) from error
     except (OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         lengths = _LENGTHS.search(said)
         if lengths:
             held, whole = (int(n) for n in lengths.groups())
-            raise _truncated(uri, f"{held:,} bytes of {whole:,} are there", held, whole) from error
-        raise _truncated(uri, f"HDF5 cannot read it ({said[:160]})", 0, None) from error
+            raise truncated(uri, f"{held:,} bytes of {whole:,} are there", held, whole) from error
+        raise truncated(uri, f"HDF5 cannot read it ({said[:160]})") from error
 
 
 def _read_mtx(folder: Location) -> Matrix:
@@ -184,20 +185,20 @@ def _read_mtx(folder: Location) -> Matrix:
     width = min((len(row) for row in table), default=2)
     if width < 2:
         bad = next(i for i, row in enumerate(table, start=1) if len(row) < 2)
-        raise _truncated(features, f"line {bad} has {width} of at least 2 columns", width, 2)
+        raise truncated(features, f"line {bad} has {width} of at least 2 columns", width, 2)
     kinds = [row[2] if len(row) > 2 else GENES for row in table]
     genes, column_F = _genes([row[0] for row in table], [row[1] for row in table], kinds, [""] * len(table), features)
     names = np.array([row[0] for row in _tsv(barcodes)], dtype=str)
-    _check_unique(names, barcodes)
+    check_unique(names, barcodes)
     counts_FN = _mmread(matrix)
     for what, held, said, file in (
         ("features", len(table), counts_FN.shape[0], features),
         ("barcodes", len(names), counts_FN.shape[1], barcodes),
     ):
         if held != said:
-            raise _truncated(file, f"it names {held:,} {what}, and {matrix} holds {said:,}", held, said)
+            raise truncated(file, f"it names {held:,} {what}, and {matrix} holds {said:,}", held, said)
     if not len(names):
-        raise _empty(barcodes)
+        raise holds_no(barcodes, "barcodes")
     return Matrix(
         barcodes=names,
         counts_NG=_genes_of(counts_FN, column_F, len(genes.ids)),
@@ -226,9 +227,9 @@ def _mmread(uri: str) -> Any:
             stream = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
             return mmread(stream, spmatrix=False)
     except _DAMAGED as error:
-        raise _truncated(uri, f"it cannot be unpacked ({error})", 0, None) from error
+        raise truncated(uri, f"it cannot be unpacked ({error})") from error
     except ValueError as error:
-        raise _truncated(uri, f"it is no whole Matrix Market file ({str(error)[:160]})", 0, None) from error
+        raise truncated(uri, f"it is no whole Matrix Market file ({str(error)[:160]})") from error
 
 
 def _tsv(uri: str) -> list[list[str]]:
@@ -241,14 +242,14 @@ def unpacked(uri: str) -> bytes:
     try:
         return gzip.decompress(data) if uri.endswith(".gz") else data
     except _DAMAGED as error:
-        raise _truncated(uri, f"it cannot be unpacked ({error})", 0, None) from error
+        raise truncated(uri, f"it cannot be unpacked ({error})") from error
 
 
 def _one_of(folder: Location, names: tuple[str, ...]) -> str:
     for name in names:
         if folder.join(name).is_file():
             return folder.join(name).uri
-    raise _missing(folder.join(names[0]).uri, folder.uri)
+    raise not_there(folder.join(names[0]).uri, f"{folder} is no whole matrix without it")
 
 
 def _genes(
@@ -292,21 +293,7 @@ def _only_genes(
 def _check_features(features: np.ndarray, n_features: int, uri: str) -> None:
     highest = int(features.max())
     if highest >= n_features or int(features.min()) < 0:
-        raise _truncated(uri, f"a value belongs to feature {highest:,} of {n_features:,}", highest, n_features - 1)
-
-
-def _check_unique(barcodes: np.ndarray, uri: str) -> None:
-    names, times = np.unique(barcodes, return_counts=True)
-    twice = int((times > 1).sum())
-    if twice:
-        raise SourceError(
-            f"{uri} names {twice} barcodes more than once, the first {names[times > 1][0]}; a barcode must be unique "
-            "in its section.",
-            rule="duplicate_barcodes",
-            figure=float(twice),
-            limit=0.0,
-            file=uri,
-        )
+        raise truncated(uri, f"a value belongs to feature {highest:,} of {n_features:,}", highest, n_features - 1)
 
 
 def _text(value: Any) -> str:
@@ -317,21 +304,3 @@ def _text(value: Any) -> str:
 
 def _texts(dataset: Any) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in dataset[:].tolist()]
-
-
-def _empty(uri: str) -> SourceError:
-    return SourceError(f"{uri} holds no barcodes.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
-
-
-def _missing(uri: str, inside: str) -> SourceError:
-    return SourceError(f"{inside} lacks {uri}.", rule="missing_file", figure=1.0, limit=0.0, file=uri)
-
-
-def _truncated(uri: str, what: str, figure: float, limit: float | None) -> SourceError:
-    return SourceError(
-        f"{uri} is truncated or damaged: {what}. Fetch it again.",
-        rule="file_complete",
-        figure=float(figure),
-        limit=None if limit is None else float(limit),
-        file=uri,
-    )

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Layout", "Pooled", "nearest_centre", "pool", "steps_um"]
+__all__ = ["Layout", "Pooled", "nearest_centre", "pool", "steps_um", "sum_by_key"]
 
 Layout = Literal["hexagonal", "square"]
 BLOCK = 1 << 20  # cells looked at in one go, to bound the memory of the distances
@@ -70,21 +70,30 @@ def pool(
     width = int(np.ptp(col_N[kept])) + 1 if len(kept) else 1
     first_col = int(col_N[kept].min()) if len(kept) else 0
     key_N = row_N[kept] * width + (col_N[kept] - first_col)
-    key_S, spot, cells = np.unique(key_N, return_inverse=True, return_counts=True)
+    key_S, spot, counts_SG = sum_by_key(csr_array(counts_NG, dtype=np.float32), kept, key_N)
     row_S, col_S = np.floor_divide(key_S, width), np.mod(key_S, width) + first_col
-    members = csr_array((np.ones(len(kept), np.float32), (spot, kept)), shape=(len(key_S), n_cells))
     spot_N = np.full(n_cells, -1, np.int64)
     spot_N[kept] = spot
     step_x, step_y = steps_um(pitch_um, layout)
     return Pooled(
-        counts_SG=csr_array(members @ csr_array(counts_NG, dtype=np.float32)),
+        counts_SG=counts_SG,
         xy_um_S2=np.stack([col_S * step_x, row_S * step_y], axis=1).astype(np.float64),
         array_row=_numbered(row_S, layout),
         array_col=_numbered(col_S, layout),
-        cells=cells.astype(np.int64),
+        cells=np.bincount(spot, minlength=len(key_S)),
         spot_N=spot_N,
         outside=n_cells - len(kept),
     )
+
+
+def sum_by_key(counts_NG: Any, row: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Rows of a float32 matrix added up by their spots' keys: the keys in order (S,), the spot of each of these rows,
+    and the sums (S, G) as `csr_array`."""
+    from scipy.sparse import csr_array
+
+    key_S, spot = np.unique(key, return_inverse=True)
+    members = csr_array((np.ones(len(row), np.float32), (spot, row)), shape=(len(key_S), counts_NG.shape[0]))
+    return key_S, spot, csr_array(members @ counts_NG)
 
 
 def steps_um(pitch_um: float, layout: Layout) -> tuple[float, float]:

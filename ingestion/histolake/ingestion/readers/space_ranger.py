@@ -27,10 +27,10 @@ from histolake.ingestion.readers import Listing, Source
 from histolake.ingestion.readers.beside import read_beside, with_beside
 from histolake.ingestion.readers.matrices import Matrix, read_matrix
 from histolake.ingestion.readers.one_species import genes_of_one_species
+from histolake.ingestion.readers.refusals import check_files
 from histolake.ingestion.readers.visium_image import choose_image, image_roles, read_scalefactors
 from histolake.ingestion.readers.visium_positions import Positions, fit_array, read_positions
 from histolake.ingestion.slide import Slide, SlideMetadata, Spot
-from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
 __all__ = ["DIAMETER_UM", "PITCH_UM", "ROW_PER_PITCH", "SpaceRangerReader", "spatial_roles"]
@@ -129,15 +129,7 @@ class SpaceRangerReader:
             else Location.parse(source.uri).parent()
         )
         wanted = {"counts": "filtered_feature_bc_matrix.h5", "positions": f"spatial/{POSITIONS[0]}"}
-        missing = [name for role, name in wanted.items() if role not in source.files]
-        if missing:
-            raise SourceError(
-                f"{source.uri} lacks {' and '.join(missing)}; a {self.name} section needs {self.looks_for}.",
-                rule="missing_file",
-                figure=float(len(missing)),
-                limit=0.0,
-                file=folder.join(missing[0]).uri,
-            )
+        check_files(source, wanted, self.looks_for, folder)
 
 
 def spatial_roles(folder: Listing, prefix: str = "") -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from histolake.ingestion.readers.refusals import check_columns, check_genes_named, check_unique, holds_no, truncated
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -43,6 +44,7 @@ class Positions:
 
 
 COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y", "selected")
+NEEDED = ("x", "y", "pixel_x", "pixel_y")
 
 
 def read_counts(uri: str) -> Counts:
@@ -60,7 +62,7 @@ def read_counts(uri: str) -> Counts:
         if not barcodes and len(values) == len(header):
             genes = header  # written by R: the header has no name for the column of names
         if len(values) != len(genes):
-            raise _truncated(
+            raise truncated(
                 uri, f"line {number} has {len(values)} values for {len(genes)} genes", len(values), len(genes)
             )
         barcodes.append(barcode)
@@ -69,17 +71,10 @@ def read_counts(uri: str) -> Counts:
         indices.append(nonzero.astype(np.int32))
         indptr.append(indptr[-1] + len(nonzero))
     if not barcodes:
-        raise SourceError(f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
-    _check_unique(barcodes, uri)
+        raise holds_no(uri)
+    check_unique(barcodes, uri)
     symbols = [gene.strip().strip('"') for gene in genes]
-    if "" in symbols:
-        raise SourceError(
-            f"{uri} has {symbols.count('')} genes without a name in its first line.",
-            rule="genes_named",
-            figure=float(symbols.count("")),
-            limit=0.0,
-            file=uri,
-        )
+    check_genes_named(symbols, uri, " in its first line")
     matrix = csr_array(
         (np.concatenate(data), np.concatenate(indices), np.array(indptr)), shape=(len(barcodes), len(genes))
     )
@@ -90,27 +85,19 @@ def read_positions(uri: str) -> Positions:
     """Read `spots.tsv[.gz]`. Where there is no adjusted position the whole-numbered one stands for it."""
     lines = _lines(uri)
     header = [name.strip() for name in next(lines, (0, ""))[1].split("\t")]
-    missing = {"x", "y", "pixel_x", "pixel_y"} - set(header)
-    if missing:
-        raise SourceError(
-            f"{uri} has no column {', '.join(sorted(missing))}; it needs x, y, pixel_x and pixel_y.",
-            rule="positions_valid",
-            figure=float(len(missing)),
-            limit=0.0,
-            file=uri,
-        )
+    check_columns(header, NEEDED, uri)
     wanted = [name for name in COLUMNS if name in header]
     rows = []
     for number, line in lines:
         fields = dict(zip(header, cells := line.split("\t"), strict=False))
         if len(cells) != len(header):
-            raise _truncated(uri, f"line {number} has {len(cells)} of {len(header)} columns", len(cells), len(header))
+            raise truncated(uri, f"line {number} has {len(cells)} of {len(header)} columns", len(cells), len(header))
         rows.append([_number(fields[name], uri, number) for name in wanted])
     if not rows:
-        raise SourceError(f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
+        raise holds_no(uri)
     table = dict(zip(wanted, np.array(rows, dtype=np.float64).T, strict=True))
     barcodes = [f"{x:g}x{y:g}" for x, y in zip(table["x"], table["y"], strict=True)]
-    _check_unique(barcodes, uri)
+    check_unique(barcodes, uri)
     return Positions(
         barcodes=barcodes,
         array_N2=np.stack([table.get("new_x", table["x"]), table.get("new_y", table["y"])], axis=1),
@@ -132,7 +119,7 @@ def _lines(uri: str) -> Iterator[tuple[int, str]]:
                     yield number, text
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         held = Location.parse(uri).local_path().stat().st_size
-        raise _truncated(uri, f"its {held} bytes cannot be unpacked ({error})", held, None) from error
+        raise truncated(uri, f"its {held} bytes cannot be unpacked ({error})", held) from error
 
 
 def _split(stream: Any) -> Iterator[bytes]:
@@ -185,27 +172,3 @@ def _number(text: str, uri: str, number: int) -> float:
             file=uri,
         )
     return value
-
-
-def _check_unique(barcodes: list[str], uri: str) -> None:
-    twice = len(barcodes) - len(set(barcodes))
-    if twice:
-        seen: set[str] = set()
-        first = next(b for b in barcodes if b in seen or seen.add(b))  # type: ignore[func-returns-value]  # add is None
-        raise SourceError(
-            f"{uri} names {twice} spots more than once, the first {first}; a barcode must be unique in its section.",
-            rule="duplicate_barcodes",
-            figure=float(twice),
-            limit=0.0,
-            file=uri,
-        )
-
-
-def _truncated(uri: str, what: str, figure: float, limit: float | None) -> SourceError:
-    return SourceError(
-        f"{uri} is truncated or damaged: {what}. Fetch it again.",
-        rule="file_complete",
-        figure=float(figure),
-        limit=None if limit is None else float(limit),
-        file=uri,
-    )

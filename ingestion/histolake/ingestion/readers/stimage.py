@@ -36,8 +36,8 @@ from histolake.ingestion.readers.arrays import ST, VISIUM, array_name, recognise
 from histolake.ingestion.readers.beside import place_of, with_beside
 from histolake.ingestion.readers.count_table import read_count_table
 from histolake.ingestion.readers.lattice import Lattice, fit_lattice, index_lattice
+from histolake.ingestion.readers.refusals import check_columns, check_positions, not_there, truncated
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata, Spot
-from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
 __all__ = ["StimageReader"]
@@ -94,13 +94,7 @@ class StimageReader:
         if "coord" not in source.files:
             slide = str(source.metadata["section"])
             missing = Location.parse(source.uri).parent().parent().join("coord", f"{slide}_coord.csv").uri
-            raise SourceError(
-                f"{missing} is not there; {source.uri} has no positions without it.",
-                rule="missing_file",
-                figure=1.0,
-                limit=0.0,
-                file=missing,
-            )
+            raise not_there(missing, f"{source.uri} has no positions without it")
         known = with_beside(SlideMetadata(expression_unit="counts"), source).updated(dict(metadata))
         known = replace(known, technology=technology_name(known.technology) if known.technology else None)
         coords = _read_coords(source.files["coord"])
@@ -183,14 +177,8 @@ def _said(slide: str, row: Mapping[str, str]) -> dict[str, str]:
 def _check_complete(source: Source, n_spots: int) -> None:
     told = str(source.metadata.get("spot_num", ""))
     if told.isdigit() and n_spots < int(told):
-        raise SourceError(
-            f"{source.uri} holds {n_spots} of the {told} spots that the metadata table tells; it is cut short. Fetch "
-            "it again.",
-            rule="file_complete",
-            figure=float(n_spots),
-            limit=float(told),
-            file=source.uri,
-        )
+        what = f"it holds {n_spots} of the {told} spots that the metadata table tells"
+        raise truncated(source.uri, what, n_spots, float(told))
 
 
 # -- positions and scale ------------------------------------------------------------------------------------------
@@ -204,29 +192,11 @@ def _read_coords(uri: str) -> _Coords:
         try:
             table = pd.read_csv(stream, index_col=0, dtype=str)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"{uri} is no table ({error}). Fetch it again.", rule="file_complete", file=uri
-            ) from error
-    missing = {"xaxis", "yaxis"} - set(table.columns)
-    if missing:
-        raise SourceError(
-            f"{uri} has no column {' and '.join(sorted(missing))}; it needs xaxis and yaxis.",
-            rule="positions_valid",
-            figure=float(len(missing)),
-            limit=0.0,
-            file=uri,
-        )
+            raise truncated(uri, f"it is no table ({' '.join(str(error).split())[:160]})") from error
+    check_columns(list(table.columns), ("xaxis", "yaxis"), uri)
     numbers = table.apply(pd.to_numeric, errors="coerce").astype(np.float64)
     xy_N2 = numbers[["xaxis", "yaxis"]].to_numpy()
-    bad = ~np.isfinite(xy_N2).all(axis=1)
-    if bad.any():
-        raise SourceError(
-            f"{uri}: {int(bad.sum())} positions are no numbers, the first of {table.index[bad][0]}.",
-            rule="positions_valid",
-            figure=float(bad.sum()),
-            limit=0.0,
-            file=uri,
-        )
+    check_positions(xy_N2, table.index.to_numpy(), uri)
     radius_N = numbers["r"].to_numpy() if "r" in numbers else np.full(len(numbers), np.nan)
     where = {str(name): i for i, name in enumerate(table.index)}
     return _Coords(where=where, xy_N2=xy_N2, radius_N=radius_N, file=uri)

@@ -18,6 +18,7 @@ import numpy as np
 
 from histolake.ingestion.readers import Listing
 from histolake.ingestion.readers.matrices import unpacked
+from histolake.ingestion.readers.refusals import truncated
 from histolake.ingestion.slide import ScaleEvidence
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
@@ -87,9 +88,7 @@ def read_scalefactors(uri: str) -> dict[str, float]:
         values = json.loads(unpacked(uri))
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     except (ValueError, AttributeError) as error:
-        raise SourceError(
-            f"{uri} is truncated or damaged: {error}. Fetch it again.", rule="file_complete", figure=0.0, file=uri
-        ) from error
+        raise truncated(uri, str(error)) from error
     bad = {name: value for name, value in numbers.items() if not (np.isfinite(value) and value > 0)}
     if bad:
         name, value = next(iter(bad.items()))

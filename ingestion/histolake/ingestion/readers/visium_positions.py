@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from histolake.ingestion.readers.matrices import unpacked
+from histolake.ingestion.readers.refusals import check_columns, check_positions, check_unique, holds_no, truncated
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
@@ -50,27 +51,11 @@ def read_positions(uri: str) -> Positions:
     """Positions of spots from any of the three files. Raises `SourceError` where a row is not what it should be."""
     table = parquet_file(uri).read(columns=list(COLUMNS)) if uri.endswith(".parquet") else _read_csv(uri)
     if not table.num_rows:
-        raise SourceError(f"{uri} holds no spots.", rule="empty_section", figure=0.0, limit=1.0, file=uri)
+        raise holds_no(uri)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in COLUMNS[1:]}
-    bad = ~np.isfinite(np.stack(list(numbers.values()), axis=1)).all(axis=1)
-    if bad.any():
-        raise SourceError(
-            f"{uri}: {int(bad.sum())} positions lack a number, the first {table['barcode'][int(np.argmax(bad))]}.",
-            rule="positions_valid",
-            figure=float(bad.sum()),
-            limit=0.0,
-            file=uri,
-        )
     barcodes = np.array(table["barcode"].to_pylist(), dtype=str)
-    twice = len(barcodes) - len(np.unique(barcodes))
-    if twice:
-        raise SourceError(
-            f"{uri} names {twice} barcodes more than once; a barcode must be unique in its section.",
-            rule="duplicate_barcodes",
-            figure=float(twice),
-            limit=0.0,
-            file=uri,
-        )
+    check_positions(np.stack(list(numbers.values()), axis=1), barcodes, uri)
+    check_unique(barcodes, uri)
     return Positions(
         barcodes=barcodes,
         in_tissue=numbers["in_tissue"] != 0,
@@ -125,8 +110,8 @@ def parquet_file(uri: str) -> Any:
     try:
         file = parquet.ParquetFile(path, filesystem=filesystem)
     except pa.ArrowInvalid as error:
-        raise _truncated(uri, str(error)) from error
-    _check_columns(file.schema_arrow.names, uri)
+        raise truncated(uri, str(error)) from error
+    check_columns(file.schema_arrow.names, COLUMNS, uri)
     return file
 
 
@@ -142,9 +127,9 @@ def _read_csv(uri: str) -> Any:
     header = [name.strip().strip('"') for name in first.decode(errors="replace").split(",")]
     named = "barcode" in header
     if named:
-        _check_columns(header, uri)
+        check_columns(header, COLUMNS, uri)
     elif len(header) != len(COLUMNS) and data.strip():
-        raise _truncated(uri, f"its first line has {len(header)} of {len(COLUMNS)} columns", len(header), len(COLUMNS))
+        raise truncated(uri, f"its first line has {len(header)} of {len(COLUMNS)} columns", len(header), len(COLUMNS))
     if not data.strip():
         return pa.table({name: pa.array([], pa.string() if name == "barcode" else pa.float64()) for name in COLUMNS})
     types = {name: pa.float64() for name in COLUMNS[1:]} | {"barcode": pa.string()}
@@ -157,27 +142,5 @@ def _read_csv(uri: str) -> Any:
     except pa.ArrowInvalid as error:
         said = str(error).split("\n")[0][:160]
         if "Expected" in said:
-            raise _truncated(uri, said) from error
+            raise truncated(uri, said) from error
         raise SourceError(f"{uri}: {said}.", rule="positions_valid", figure=None, limit=None, file=uri) from error
-
-
-def _check_columns(names: list[str], uri: str) -> None:
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise SourceError(
-            f"{uri} has no column {', '.join(missing)}; it has {', '.join(names)}.",
-            rule="positions_valid",
-            figure=float(len(missing)),
-            limit=0.0,
-            file=uri,
-        )
-
-
-def _truncated(uri: str, what: str, figure: float = 0.0, limit: float | None = None) -> SourceError:
-    return SourceError(
-        f"{uri} is truncated or damaged: {what}. Fetch it again.",
-        rule="file_complete",
-        figure=float(figure),
-        limit=None if limit is None else float(limit),
-        file=uri,
-    )

@@ -34,6 +34,7 @@ from histolake.ingestion.readers.alignment import Affine, read_matrix_csv
 from histolake.ingestion.readers.beside import place_of, read_beside, with_beside
 from histolake.ingestion.readers.cells import Cells, as_slide, choose_spots, locate
 from histolake.ingestion.readers.matrices import Matrix, read_matrix
+from histolake.ingestion.readers.refusals import check_files, truncated
 from histolake.ingestion.slide import ScaleEvidence, Slide, SlideMetadata
 from histolake.ingestion.species import species_name
 from histolake.platform.errors import SourceError
@@ -127,16 +128,7 @@ class XeniumReader:
 
 def _check_complete(source: Source) -> None:
     wanted = {"counts": f"{MATRIX}.h5", "cells": CELLS[0]}
-    missing = [name for role, name in wanted.items() if role not in source.files]
-    if missing:
-        raise SourceError(
-            f"{source.uri} lacks {' and '.join(missing)}; a Xenium section needs both, or {MATRIX}/ with Matrix Market "
-            "files and cells.csv.gz.",
-            rule="missing_file",
-            figure=float(len(missing)),
-            limit=0.0,
-            file=Location.parse(source.uri).join(missing[0]).uri,
-        )
+    check_files(source, wanted, f"both, or {MATRIX}/ with Matrix Market files and cells.csv.gz")
 
 
 def _experiment(uri: str | None) -> dict[str, Any]:
@@ -145,9 +137,7 @@ def _experiment(uri: str | None) -> dict[str, Any]:
     try:
         values = json.loads(Location.parse(uri).read_bytes())
     except ValueError as error:
-        raise SourceError(
-            f"{uri} is no JSON file ({error}); fetch it again.", rule="file_complete", figure=0.0, file=uri
-        ) from error
+        raise truncated(uri, f"it is no JSON file ({error})") from error
     return values if isinstance(values, dict) else {}
 
 
