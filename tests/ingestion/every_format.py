@@ -23,6 +23,7 @@ READERS = {
     "GSE1_GSM2": "stimage",
     "store.zarr": "spatialdata",
 }
+FOLDERS = ("visium", "hd", "xenium", "legacy", "files", "hest", "stimage", "store.zarr")  # of the good ones
 BROKEN = {"broken/cut": "file_complete", "broken/strangers": "barcodes_match"}
 
 

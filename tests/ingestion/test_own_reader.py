@@ -68,8 +68,12 @@ def histolake(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_of_the_page_ingests(tmp_path: Path, installed: Path) -> None:
-    for seed, name in enumerate(("s1", "s2", "cut")):
+    for seed, name in enumerate(("s1", "s2", "cut", "odd")):
         write_lab_section(tmp_path / "sections", name, seed)
+    odd = tmp_path / "sections/odd.spots.npz"
+    with np.load(odd) as arrays:
+        held = dict(arrays)
+    np.savez(odd, **held | {"um_per_px": np.array([5.0, 5.0])})  # the reader has not thought of that
     (tmp_path / "sections/s1.json").write_text(json.dumps({"patient": "P1", "study": "ours", "um_per_px": 5.1}))
     cut = tmp_path / "sections/cut.spots.npz"
     cut.write_bytes(cut.read_bytes()[:-400])
@@ -81,8 +85,11 @@ def test_the_example_of_the_page_ingests(tmp_path: Path, installed: Path) -> Non
         "ours/s1": "published",
         "ours/s2": "published",
         "ours/cut": "refused",
+        "ours/odd": "refused",
     }
     assert rows["ours/cut"]["rule"] == "file_complete"
+    assert rows["ours/odd"]["rule"] == "reader_failed"
+    assert "The reader lab failed" in rows["ours/odd"]["reason"]
     slides = {row["section"]: row for row in Lake.open(tmp_path / "lake").at().slides().to_pylist()}
     assert {name: (row["patient"], row["um_per_px"], row["n_pairs"]) for name, row in slides.items()} == {
         "s1": ("P1", 5.1, 90),

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from histolake.ingestion.images.keeping import keep_overview, keep_pyramid
 from histolake.ingestion.images.settings import ImageSettings
 from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
-from histolake.ingestion.readers import digest, reader
+from histolake.ingestion.readers import Source, digest, reader
 from histolake.ingestion.recorded import given
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
@@ -193,7 +195,25 @@ def _read(candidate: Candidate) -> tuple[Slide, float | None]:
         assert candidate.problem is not None
         raise candidate.problem
     with _as_refusal(candidate):
-        return _with_image(reader(candidate.source.reader).read(candidate.source, candidate.metadata))
+        return _with_image(_by_its_reader(candidate, candidate.source))
+
+
+def _by_its_reader(candidate: Candidate, source: Source) -> Slide:
+    """The section as its reader gives it. A reader that fails in another way than by refusing has a defect, which is
+    told as one: among thousands of sections it must not stop the others."""
+    try:
+        return reader(source.reader).read(source, candidate.metadata)
+    except (SourceError, *_DATA_ERRORS):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())[:200]
+        raise SourceError(
+            f"The reader {source.reader} failed on {candidate.uri}: {type(error).__name__}: {said} (line "
+            f"{place.lineno} of {Path(place.filename).name}). That is a defect of the reader; please report it with this sentence.",
+            rule="reader_failed",
+            file=candidate.uri,
+        ) from error
 
 
 def _judge(

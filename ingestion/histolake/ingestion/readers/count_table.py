@@ -50,7 +50,10 @@ def _genes(uri: str) -> list[str]:
         line = b""
         while b"\n" not in line and (more := stream.read(1 << 16)):
             line += more
-    header = next(csv.reader([line.split(b"\n")[0].decode("utf-8-sig", errors="replace")]), [])
+    try:
+        header = next(csv.reader([line.split(b"\n")[0].decode("utf-8-sig", errors="replace")]), [])
+    except csv.Error as error:
+        raise truncated(uri, f"its first line is no row of a table ({error})") from error
     genes = [name.strip() for name in header[1:]]
     if not genes:
         raise holds_no(uri, "genes in its first line")

@@ -13,6 +13,10 @@ RULES = {
     "missing_file": ("a file is missing", "Put the named file beside the others, and ingest the folder again."),
     "file_complete": ("a file is cut off", "Copy or download the file again; its size or checksum tells."),
     "unreadable": ("a file cannot be read", "Open the named file with the program it came from, or fetch it again."),
+    "reader_failed": (
+        "the reader has a defect",
+        "Report the sentence; the files may be right. The other sections are not touched by it.",
+    ),
     "image_readable": ("the image is damaged", "Fetch the image again; a copy that broke off is the usual cause."),
     "empty_section": ("the section holds no spots", "Check that the counts and the positions are of this section."),
     "counts_valid": ("the counts are no counts", "Export the matrix as measured: no negative and no missing values."),
