@@ -31,9 +31,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, make_section: Callable[..., P
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", sorted({name.split("/")[0] for name in READERS} - {"TENX7", "GSE1_GSM2"} | {"hest", "stimage"})
-)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_damaged_file_is_told(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = random.Random(name)

@@ -210,7 +210,8 @@ def _by_its_reader(candidate: Candidate, source: Source) -> Slide:
         said = " ".join(str(error).split())[:200]
         raise SourceError(
             f"The reader {source.reader} failed on {candidate.uri}: {type(error).__name__}: {said} (line "
-            f"{place.lineno} of {Path(place.filename).name}). That is a defect of the reader; please report it with this sentence.",
+            f"{place.lineno} of {Path(place.filename).name}). That is a defect of the reader; please report it with "
+            "this sentence.",
             rule="reader_failed",
             file=candidate.uri,
         ) from error
