@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.ingestion.every_format import write_every_format
+from tests.ingestion.every_format import FOLDERS, write_every_format
 
 from histolake.ingestion import pipeline
 from histolake.ingestion.discover import find_sections

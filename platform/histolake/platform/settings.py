@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,6 +80,7 @@ def _sections() -> dict[str, type[Any]]:
     }
 
 
+@lru_cache(maxsize=4)
 def _model(file: Path | None) -> type[_Base]:
     sections: dict[str, Any] = {name: (kind, FieldInfo(default_factory=kind)) for name, kind in _sections().items()}
     model = create_model("HistolakeSettings", __base__=_Base, **sections)
@@ -166,8 +167,23 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
     Raises `SettingsError` that lists every value at fault.
     """
     file = _config_file(os.environ)
+    if overrides:
+        return _load(file, overrides)
+    changed_ns = 0 if file is None else file.stat().st_mtime_ns
+    environ = tuple(sorted((key, value) for key, value in os.environ.items() if key.upper().startswith(ENV_PREFIX)))
+    return _as_it_stands(None if file is None else file.resolve(), changed_ns, environ)
+
+
+@lru_cache(maxsize=4)
+def _as_it_stands(file: Path | None, changed_ns: int, environ: tuple[tuple[str, str], ...]) -> Settings:
+    """The settings without flags, read again when the file or the environment is another: every place that a location
+    is parsed at asks for them."""
+    return _load(file, {})
+
+
+def _load(file: Path | None, overrides: Mapping[str, object]) -> Settings:
     model = _model(file)
-    flags = _nested({key: value for key, value in (overrides or {}).items() if value is not None})
+    flags = _nested({key: value for key, value in overrides.items() if value is not None})
     try:
         values = model(**flags)
         layers = [
