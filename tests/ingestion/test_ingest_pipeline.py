@@ -243,3 +243,15 @@ def test_sections_of_many_runs_come_out_whole_and_in_order(
 
     assert rows("small") == rows("large")
     assert [len(row["fragments"]) for row in Lake.open(tmp_path / "small").at().slides().to_pylist()] == [3, 3]
+
+
+def test_a_refused_section_keeps_what_was_known_of_it(
+    tmp_path: Path, ray_here: None, make_section: Callable[..., Path]
+) -> None:
+    make_section(tmp_path / "in/s", patient="P1", um_per_px=6.0)
+    assert ingest(tmp_path / "in", tmp_path / "lake")["s"].rule == "scale_agrees"
+    (row,) = Lake.open(tmp_path / "lake").at().slides(include_refused=True).to_pylist()
+    said = {s["origin"]: s["um_per_px"] for s in row["scales"]}
+    assert said == {"stated": 6.0, "pitch": pytest.approx(5.0, rel=0.01)}
+    assert (row["status"], row["patient"], row["technology"]) == ("refused", "P1", "Spatial Transcriptomics")
+    assert (row["image_width_px"], row["image_height_px"], row["n_pairs"]) == (400, 400, 0)

@@ -161,12 +161,13 @@ def _of(candidate: Candidate, status: Status, **told: Any) -> Outcome:
 _TEXT = {field.name for field in PROVENANCE if field.type == pa.string()}
 
 
-def bare_record(candidate: Candidate) -> dict[str, Any]:
-    """What is known of a section that could not be read."""
+def bare_record(candidate: Candidate, problem: SourceError) -> dict[str, Any]:
+    """What is known of a section that is refused: by its reader, if it came that far, and by the metadata."""
     beside = candidate.source.metadata if candidate.source else {}
     said = {**beside, **candidate.metadata}
     known = {name: said[name] for name in METADATA_FIELDS if isinstance(said.get(name), str) and name in _TEXT}
     return {
+        **problem.known,
         **known,
         "cohort": candidate.cohort,
         "section": candidate.section,

@@ -258,7 +258,7 @@ class _Run:
 
     def _refuse(self, candidate: Candidate, problem: SourceError) -> None:
         attempt = self._attempts[candidate.slide_id]
-        attempt.refuse(bare_record(candidate), rejections_of_slide(candidate.uri, problem))
+        attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
         self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
 
     def _know(self, attempt: Attempt) -> None:

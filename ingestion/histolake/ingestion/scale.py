@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from histolake.ingestion.slide import Origin, ScaleEvidence, Slide
 from histolake.platform.errors import SourceError
 
-__all__ = ["ScaleSettings", "settle"]
+__all__ = ["ScaleSettings", "settle", "statements"]
 
 # Which statement is used where all agree. A person's word first; then the lattice of the spots, which is fitted over
 # thousands of them and is what relates the image to the array; then the fiducial marks, the file's tag, and the rest.
@@ -42,7 +42,7 @@ def settle(slide: Slide, tag: float | None, settings: ScaleSettings) -> Slide:
     `tag` is what the image's own file says, None where it says nothing. Raises `SourceError` by the rules `scale_known`
     (nobody tells the scale) and `scale_agrees` (two tell different ones, and nobody says which to trust).
     """
-    evidence = _all(slide, tag)
+    evidence = statements(slide, tag)
     if not evidence:
         raise SourceError(
             "Nothing tells how many micrometres a pixel is; say um_per_px, or pitch_um for spots on an array, in the "
@@ -69,13 +69,14 @@ def settle(slide: Slide, tag: float | None, settings: ScaleSettings) -> Slide:
     return _with(slide, evidence, min(evidence, key=lambda e: ORDER.index(e.origin)))
 
 
-def _all(slide: Slide, tag: float | None) -> list[ScaleEvidence]:
+def statements(slide: Slide, tag: float | None) -> tuple[ScaleEvidence, ...]:
+    """Everything that says what the scale is: the metadata, the reader's findings, the tag of the image's file."""
     found = list(slide.scales)
     if slide.metadata.um_per_px is not None:
         found.insert(0, ScaleEvidence(origin="stated", um_per_px=slide.metadata.um_per_px))
     if tag is not None:
         found.append(ScaleEvidence(origin="image_tag", um_per_px=tag, file=slide.image))
-    return found
+    return tuple(found)
 
 
 def _check_agree(evidence: Sequence[ScaleEvidence], settings: ScaleSettings, slide: Slide) -> None:

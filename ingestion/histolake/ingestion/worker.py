@@ -34,7 +34,7 @@ from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings, check_section, judge_spots, quality_flags
 from histolake.ingestion.readers import Source, digest, reader
 from histolake.ingestion.recorded import given
-from histolake.ingestion.scale import ScaleSettings, settle
+from histolake.ingestion.scale import ScaleSettings, settle, statements
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 from histolake.ingestion.slide import Slide, SlideImage, Spot
 from histolake.ingestion.species import check_species
@@ -149,7 +149,12 @@ def look_and_keep(
     if keep is not None and slide.image is not None:
         with _as_refusal(candidate):
             hashed, wants_pyramid = keep(slide.image, xy_px_N2=slide.xy_px)
-    read, kept, refused = _judge(candidate, slide, tag, settings)
+    try:
+        read, kept, refused = _judge(candidate, slide, tag, settings)
+    except SourceError as problem:
+        told_by_then = replace(slide, scales=statements(slide, tag))
+        problem.known = told_by_then.provenance() | {"image_hash": hashed}
+        raise
     species = kept.metadata.species or DEFAULT_SPECIES
     unknown: tuple[tuple[str, str | None], ...] = ()
     if lake is not None:

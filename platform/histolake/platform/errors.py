@@ -22,6 +22,9 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "ConflictError",
     "DownloadError",
@@ -67,7 +70,7 @@ class SourceError(HistolakeError):
     """A source (or one spot of it) that is refused.
 
     Becomes a row in `catalog/rejections`. `rule` names the quality rule, `figure` is what was measured, `limit` what
-    the rule asks for, `file` the file that broke it.
+    the rule asks for, `file` the file that broke it. `known` are columns of the catalogue that were known by then.
     """
 
     def __init__(
@@ -78,20 +81,23 @@ class SourceError(HistolakeError):
         figure: float | None = None,
         limit: float | None = None,
         file: str | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.rule = rule
         self.figure = figure
         self.limit = limit
         self.file = file
+        self.known = dict(known or {})
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the keyword-only fields when the error crosses a process border."""
-        return (_source_error, (str(self), self.rule, self.figure, self.limit, self.file))
+        said = {"rule": self.rule, "figure": self.figure, "limit": self.limit, "file": self.file, "known": self.known}
+        return (_source_error, (str(self), said))
 
 
-def _source_error(message: str, rule: str, figure: float | None, limit: float | None, file: str | None) -> SourceError:
-    return SourceError(message, rule=rule, figure=figure, limit=limit, file=file)
+def _source_error(message: str, said: dict[str, Any]) -> SourceError:
+    return SourceError(message, **said)
 
 
 class DownloadError(HistolakeError):

@@ -154,7 +154,8 @@ SCALE_ROW, SCALE_SPAN = 22, 0.15  # units high; how far from the scale in use th
 
 
 def scale_rows(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]], float | None]], tolerance: float) -> Markup:
-    """A row a section: where each statement of micrometres a pixel lies, against the one in use.
+    """A row a section: where each statement of micrometres a pixel lies, against the one in use; of a refused section,
+    which uses none, against the least.
 
     `rows`: name, words for the right margin, (origin, difference as a fraction), and for a refused section how far
     apart its statements are (else None).

@@ -221,7 +221,9 @@ def _scale_row(
         if refusal is None or refusal.rule != "scale_agrees":
             return None
         apart = refusal.figure or 0.0
-        return 10 + apart, (section.name, f"refused: {apart:.0%} apart", [], apart)
+        least = min((s["um_per_px"] for s in said), default=1.0)
+        beyond = [(str(s["origin"]), s["um_per_px"] / least - 1) for s in said]
+        return 10 + apart, (section.name, f"refused: {apart:.0%} apart", beyond, apart)
     if not used:
         return None
     said = said or [{"origin": section.row.get("scale_from") or "", "um_per_px": used}]
