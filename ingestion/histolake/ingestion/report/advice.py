@@ -85,6 +85,8 @@ FLAGS = {
     "image: none": "no image: for expression-only tasks",
     "image_passed_over": "an image beside it was passed over",
     "look_alike": "shares spots or looks with another slide",
+    "pseudo_spots": "its spots are sums of bins or cells",
+    "pixel_size_placeholder": "a stated pixel size is a placeholder and was not used",
     "symbols_missing": "many genes have no symbol; genes.table can name them",
 }
 
@@ -103,4 +105,7 @@ def flag_words(flag: str) -> str:
     """A flag in words."""
     if flag.startswith("expression: "):
         return f"not counts but {flag.removeprefix('expression: ')}, kept as it is"
+    if flag.startswith(("outside_spots: ", "cells outside spots: ")):
+        share, _, what = flag.split(": ")[1].partition(" of ")
+        return f"{share} of the {what or 'cells'} lie between its spots"
     return FLAGS.get(flag, flag.replace("_", " "))
