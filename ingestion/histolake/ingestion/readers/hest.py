@@ -19,7 +19,7 @@ says of the bins.
 **Scale.** The catalogue states two pixel sizes: the estimated one, and the one embedded in the publisher's image. In
 199 of the 357 samples with both they are more than 5% apart, mostly since the embedded one is none: 1, a printing
 resolution of 72, 96 or 300 dots an inch read as if it were micrometres, or a value that no microscope has. Such a one
-is no evidence; the slide is flagged `pixel_size_placeholder` (137 samples). The others stand as evidence (origin
+is no evidence; the slide is flagged `pixel_size_placeholder` (220 samples). The others stand as evidence (origin
 `source`, the estimated one first) beside the pitch that is fitted here, and a slide on which they disagree (18 by the
 catalogue alone) is refused until a person says `scale_from`.
 """
