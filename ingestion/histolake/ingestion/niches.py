@@ -113,8 +113,9 @@ def spots_within(xy_px_N2: np.ndarray, radius_px: float) -> Niches:
     return Niches(indptr, other[order].astype(np.int64))
 
 
-def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool) -> Any:
-    """Sum of the counts over each niche, sparse (N, G); divided by the niche's size it is its mean profile.
+def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool, run: slice = slice(None)) -> Any:
+    """Sum of the counts over each niche, sparse (N, G), or those of a run of spots; divided by the niche's size it is
+    its mean profile.
 
     The sum keeps whole counts whole, so that ties stay ties.
     """
@@ -125,4 +126,4 @@ def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool) -> Any:
     choose_NN = csr_array((ones, niches.indices, niches.indptr), shape=(n, n))
     if include_self:
         choose_NN = choose_NN + eye_array(n, dtype=np.float32, format="csr")
-    return choose_NN @ counts_NG
+    return choose_NN[run] @ counts_NG

@@ -64,12 +64,14 @@ def gene_sentences(
 def _top_ranks(counts_NG: Any, rank_G: np.ndarray, told_G: np.ndarray, length: int) -> Iterator[np.ndarray]:
     """For each row, the symbol ranks of its highest genes, best first.
 
-    Row, value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits
-    of a positive float32 order as the float does; flipped, they order from high to low.
+    Of each row only the genes that may be among its highest are sorted: those no lower than the last of them. Row,
+    value and symbol are packed into one 64-bit number, so that one plain sort orders all rows at once. The bits of a
+    positive float32 order as the float does; flipped, they order from high to low.
     """
     n = counts_NG.shape[0]
     row = np.repeat(np.arange(n, dtype=np.uint64), np.diff(counts_NG.indptr))
     use = (counts_NG.data > 0) & told_G[counts_NG.indices]
+    use[use] = _may_be_highest(counts_NG.data[use], np.concatenate([[0], np.cumsum(use)])[counts_NG.indptr], length)
     row, gene = row[use], counts_NG.indices[use]
     falling = (~counts_NG.data[use].astype(np.float32).view(np.uint32)).astype(np.uint64)
     key = (row << np.uint64(32 + SYMBOL_BITS)) | (falling << np.uint64(SYMBOL_BITS)) | rank_G[gene]
@@ -78,3 +80,12 @@ def _top_ranks(counts_NG: Any, rank_G: np.ndarray, told_G: np.ndarray, length: i
     ranks = (key & np.uint64((1 << SYMBOL_BITS) - 1)).astype(np.int64)
     for i in range(n):
         yield ranks[starts[i] : min(starts[i + 1], starts[i] + length)]
+
+
+def _may_be_highest(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Which values of each row (`starts[i]` to `starts[i + 1]`) are no lower than its `length`-th highest."""
+    may = np.ones(len(values), dtype=bool)
+    for i in np.flatnonzero(np.diff(starts) > length):
+        mine = values[starts[i] : starts[i + 1]]
+        may[starts[i] : starts[i + 1]] = mine >= np.partition(mine, -length)[-length]
+    return may

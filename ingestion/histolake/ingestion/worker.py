@@ -358,10 +358,8 @@ class _OpenSlide:
         self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
         assert self._slide.metadata.um_per_px is not None, "the scale is settled"
         self._niches = find_niches(self._slide.xy_px, self._slide.metadata.um_per_px, settings.patches)
-        around = niche_sums(self._counts_NU, self._niches, include_self=settings.patches.niche_include_self)
         common = left_out(settings.housekeeping, species)
-        self._sentences = gene_sentences(self._counts_NU, symbols, settings.sentences, common)
-        self._niche_sentences = gene_sentences(around, symbols, settings.sentences, common)
+        self._sentences = partial(gene_sentences, symbols=symbols, settings=settings.sentences, leave_out=common)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
 
     def close(self) -> None:
@@ -377,6 +375,7 @@ class _OpenSlide:
         spot_um, niche_um = widths_um(slide, self._patches)
         spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
         counts = self._counts_NU[run]
+        around = niche_sums(self._counts_NU, self._niches, include_self=self._patches.niche_include_self, run=run)
         offsets = pa.array(counts.indptr, pa.int32())
         niche_ids = [[self._pair_ids[k] for k in self._niches.of(i)] for i in range(start, stop)]
         f32 = pa.float32()
@@ -392,8 +391,8 @@ class _OpenSlide:
                 "y_um": pa.array((slide.xy_px[run, 1] * um_per_px).astype(np.float32)),
                 "spot_image": pa.array(spots.jpegs if spots else [None] * (stop - start), pa.binary()),
                 "niche_image": pa.array(niches.jpegs if niches else [None] * (stop - start), pa.binary()),
-                "sentence": pa.array(self._sentences[run], pa.string()),
-                "niche_sentence": pa.array(self._niche_sentences[run], pa.string()),
+                "sentence": pa.array(self._sentences(counts), pa.string()),
+                "niche_sentence": pa.array(self._sentences(around), pa.string()),
                 "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._gene_ids_U[counts.indices])),
                 "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, f32)),
                 "niche": pa.array(niche_ids, pa.list_(pa.binary(PAIR_ID_BYTES))),
