@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,3 +71,27 @@ def test_packed_files_stay_packed(bucket: str) -> None:
     )
     assert place.read_bytes() == packed
     assert place.local_path().read_bytes() == packed
+
+
+def test_a_file_that_is_replaced_is_read_whole(bucket: str) -> None:
+    place = Location.parse(bucket).join("lease.json")
+    place.write_bytes(b"[]")
+    stop = threading.Event()
+
+    def replace() -> None:
+        size = 0
+        while not stop.is_set():
+            size = (size + 37) % 400
+            place.write_bytes(b"[" + b" " * size + b"]")
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(400):
+            assert place.read_bytes().endswith(b"]")
+    finally:
+        stop.set()
+        writer.join()
+    place.delete()
+    with pytest.raises(FileNotFoundError):
+        place.read_bytes()

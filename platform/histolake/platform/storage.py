@@ -152,17 +152,7 @@ class Location:
 
     def s3_client(self) -> Any:
         """A boto3 client for this location's store."""
-        import boto3
-
-        known = self.store.resolved()
-        return boto3.client(
-            "s3",
-            endpoint_url=known["endpoint"] or None,
-            region_name=known["region"],
-            aws_access_key_id=known["access_key"] or None,
-            aws_secret_access_key=known["secret_key"] or None,
-            aws_session_token=known["session_token"] or None,
-        )
+        return _s3_client(tuple(sorted(self.store.resolved().items())))
 
     def zarr_store(self) -> Any:
         """A store for zarr to read groups and arrays from."""
@@ -197,10 +187,24 @@ class Location:
         return filesystem.get_file_info(path).type == FileType.Directory
 
     def read_bytes(self) -> bytes:
-        """The whole file."""
-        filesystem, path = self.filesystem()
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.read()
+        """The whole file, as it was at one moment. Raises `FileNotFoundError`, or another `OSError`.
+
+        Arrow would ask a store for the size first and then for so many bytes: of a file that is replaced in between it
+        gives the beginning of the new one. One request gives one file.
+        """
+        if not self.is_remote:
+            return Path(self.uri).read_bytes()
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        try:
+            body: bytes = self.s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            kind = FileNotFoundError if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404 else OSError
+            raise kind(f"{self.uri}: {error}") from error
+        except BotoCoreError as error:
+            raise OSError(f"{self.uri}: {error}") from error
+        return body
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file, making its folder; on disk the new content appears at once or not at all."""
@@ -362,6 +366,21 @@ def _local_filesystem() -> Any:
     from pyarrow.fs import LocalFileSystem
 
     return LocalFileSystem()
+
+
+@lru_cache(maxsize=8)
+def _s3_client(known: tuple[tuple[str, str], ...]) -> Any:
+    import boto3
+
+    values = {name: value or None for name, value in known}
+    return boto3.client(
+        "s3",
+        endpoint_url=values["endpoint"],
+        region_name=values["region"],
+        aws_access_key_id=values["access_key"],
+        aws_secret_access_key=values["secret_key"],
+        aws_session_token=values["session_token"],
+    )
 
 
 @lru_cache(maxsize=8)
