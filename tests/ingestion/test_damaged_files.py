@@ -1,4 +1,4 @@
-"""Every file of every format damaged, one at a time: the section is refused with a reason, or comes in without it."""
+"""Files of every format damaged, one at a time: the section is refused with a reason, or comes in without the file."""
 
 from __future__ import annotations
 

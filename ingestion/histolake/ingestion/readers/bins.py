@@ -220,11 +220,9 @@ def read_grid(uri: str, bin_um: float) -> Grid:
     tissue_RC[row, col] = True
     fitted = np.concatenate(sample)
     xy_um, xy_px = (fitted[:, :2] + 0.5) * bin_um, fitted[:, 2:]
-    fitted_array = fit_array(xy_um, xy_px, uri, limit_um=10 * bin_um)
+    um_per_px = fit_array(xy_um, xy_px, uri, limit_um=10 * bin_um)
     coefficients, *_ = np.linalg.lstsq(_powers(xy_um), xy_px, rcond=None)
-    off_um = (
-        float(np.sqrt(np.mean(np.sum((_powers(xy_um) @ coefficients - xy_px) ** 2, axis=1)))) * fitted_array.um_per_px
-    )
+    off_um = float(np.sqrt(np.mean(np.sum((_powers(xy_um) @ coefficients - xy_px) ** 2, axis=1)))) * um_per_px
     if not off_um <= MAX_OFF_UM:
         raise SourceError(
             f"{uri}: the bins' pixels lie {off_um:.1f} um from a smooth map of the grid (at most {MAX_OFF_UM:g} um). "
@@ -234,9 +232,7 @@ def read_grid(uri: str, bin_um: float) -> Grid:
             limit=MAX_OFF_UM,
             file=uri,
         )
-    return Grid(
-        bin_um=bin_um, tissue_RC=tissue_RC, um_per_px=fitted_array.um_per_px, coefficients=coefficients, file=uri
-    )
+    return Grid(bin_um=bin_um, tissue_RC=tissue_RC, um_per_px=um_per_px, coefficients=coefficients, file=uri)
 
 
 def pool_bins(stored: H5Matrix, grid: Grid, target: Target) -> PooledBins:

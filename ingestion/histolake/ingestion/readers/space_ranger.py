@@ -38,7 +38,7 @@ __all__ = ["DIAMETER_UM", "PITCH_UM", "ROW_PER_PITCH", "SpaceRangerReader", "spa
 PITCH_UM = 100.0
 DIAMETER_UM = 55.0
 ROW_PER_PITCH = 3**0.5 / 2  # rows of a hexagonal lattice, against the distance of neighbours
-MAX_OFF_PITCH = 0.25  # mean distance of the positions from the lattice, in pitches
+MAX_OFF_PITCH = 0.25  # root mean square distance of the positions from the lattice, in pitches
 
 POSITIONS = tuple(
     name + packed
@@ -111,14 +111,16 @@ class SpaceRangerReader:
         known = with_beside(known, source).updated(dict(metadata))
         choice = choose_image(source.files, factors, positions.xy_px, known.image)
         pitch_um = known.pitch_um or PITCH_UM
-        fitted = fit_array(_array_um(positions, pitch_um), positions.xy_px, positions.file, limit_um=pitch_um / 4)
+        um_per_px = fit_array(
+            _array_um(positions, pitch_um), positions.xy_px, positions.file, limit_um=MAX_OFF_PITCH * pitch_um
+        )
         slide = _assemble(matrix, positions, choice.scale)
         flags = [*matrix.genes.flags, *choice.flags, *(["left out: other species"] if of_species is not None else [])]
         return replace(
             _with_genes(slide, matrix, of_species),
             metadata=known,
             image=choice.uri,
-            scales=choice.evidence(fitted.um_per_px, source.files, factors.get("fiducial_diameter_fullres")),
+            scales=choice.evidence(um_per_px, source.files, factors.get("fiducial_diameter_fullres")),
             flags=tuple(flags),
         )
 

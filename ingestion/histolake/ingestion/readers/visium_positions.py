@@ -22,7 +22,7 @@ from histolake.ingestion.readers.refusals import check_columns, check_positions,
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["COLUMNS", "ArrayFit", "Positions", "fit_array", "parquet_file", "read_positions"]
+__all__ = ["COLUMNS", "Positions", "fit_array", "parquet_file", "read_positions"]
 
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
@@ -37,14 +37,6 @@ class Positions:
     array_col: np.ndarray  # (N,) float64
     xy_px: np.ndarray  # (N, 2) float64, of the full-resolution image
     file: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayFit:
-    """The similarity that takes micrometres on the array to pixels, fitted by least squares."""
-
-    um_per_px: float
-    rms_um: float  # root mean square distance of the positions from the lattice
 
 
 def read_positions(uri: str) -> Positions:
@@ -66,8 +58,8 @@ def read_positions(uri: str) -> Positions:
     )
 
 
-def fit_array(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit_um: float) -> ArrayFit:
-    """Fit pixels to micrometres on the array (x right, y down, turned and mirrored as may be).
+def fit_array(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit_um: float) -> float:
+    """Micrometres a pixel, by fitting pixels to the array's micrometres (x right, y down, turned and mirrored as may be).
 
     For arrays whose geometry is known; `lattice.py` finds the pitch of one whose geometry is not.
 
@@ -98,7 +90,7 @@ def fit_array(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit
             limit=limit_um,
             file=file,
         )
-    return ArrayFit(um_per_px=1 / px_per_um, rms_um=rms_px / px_per_um)
+    return 1 / px_per_um
 
 
 def parquet_file(uri: str) -> Any:
