@@ -59,7 +59,7 @@ def read_positions(uri: str) -> Positions:
 
 
 def fit_array(array_um_N2: np.ndarray, xy_px_N2: np.ndarray, file: str, *, limit_um: float) -> float:
-    """Micrometres a pixel, by fitting pixels to the array's micrometres (x right, y down, turned and mirrored as may be).
+    """Micrometres a pixel, by fitting pixels to the array (x right, y down, turned and mirrored as may be).
 
     For arrays whose geometry is known; `lattice.py` finds the pitch of one whose geometry is not.
 
