@@ -43,7 +43,8 @@ def rendered(text: str, result: Path) -> str:
     """The page's text with the table of a result between its marks."""
     figures = json.loads(result.read_text())
     name = result.resolve().relative_to(ROOT).as_posix()
-    about = f"Measured {figures['when'][:10]} at commit {figures['commit']} in {figures['minutes']:g} minutes on {figures['machine']}."
+    day, commit = figures["when"][:10], figures["commit"]
+    about = f"Measured {day} at commit {commit} in {figures['minutes']:g} minutes on {figures['machine']}."
     made = f"<!-- figures of {name} -->\n{about}\n\n{table(figures)}\n<!-- end of figures -->"
     if not MARKED.search(text):
         raise ValueError(f"{PAGE.name} has no marks between which the figures go")
