@@ -1,15 +1,16 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
-1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
-2. The others are read and judged in tasks, which also write the overviews of their images. Refused ones are recorded,
-   genes that the lake lacks get their numbers in one commit.
-3. Large images that cannot be read in parts are turned into tiled pyramids in tasks, once each.
-4. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
-   `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again
-   is never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
-   published together every few seconds.
+1. Digests of the sources are taken; sections that the lake holds unchanged stop there.
+2. The others are read and judged by the crew's workers, which also write the overviews of their images. Refused ones
+   are recorded, genes that the lake lacks get their numbers before the section is written.
+3. A large image that cannot be read in parts is turned into a tiled pyramid, once.
+4. Runs of spots are written by the crew. A worker keeps its slide open and writes its own fragments of `pairs.lance`,
+   so that neither images nor counts pass through the driver; a fragment of a run that was asked for twice is never
+   named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are published
+   together every few seconds.
 
-Sections go through in waves, so that memory does not grow with the cohort. One section's failure stops no other.
+Steps 2 to 4 overlap from section to section (`flow`). Sections go through in waves, so that memory does not grow with
+the cohort. One section's failure stops no other.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 
+from histolake.ingestion.crew import Crew, Progress, crew_size
 from histolake.ingestion.discover import Candidate
+from histolake.ingestion.duplicates import KnownSlides
 from histolake.ingestion.estimate import survey
+from histolake.ingestion.flow import Flow, Section
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
 from histolake.ingestion.outcome import (
@@ -36,11 +40,11 @@ from histolake.ingestion.outcome import (
     unchanged,
 )
 from histolake.ingestion.rows import IngestSettings
-from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
-from histolake.ingestion.worker import Look, Work, Written, add_pyramid, look, source_digest
-from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
+from histolake.ingestion.runs import SMALLEST
+from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, tell_one, twin_digest
+from histolake.ingestion.worker import Look, source_digest
 from histolake.platform.errors import SourceError
-from histolake.platform.lake import Attempt, Fragment, Lake
+from histolake.platform.lake import Attempt, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
@@ -48,7 +52,6 @@ __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"
 
 FORMAT = 2  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
-RUN_SPOTS = 1024  # spots a fragment holds at most
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
 
@@ -80,28 +83,31 @@ def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSet
     """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
     live = Live(()) if lake is None else Live.of(lake)
     known = known_slides(lake)
-    digest = settings_digest(settings)
-    outcomes = []
-    for wave in _waves(candidates):
-        digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
-        found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
-        for c, d in zip(wave, digests, strict=True):
-            row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
-            if row is not None and lake is not None and c.slide_id not in found:
-                found[c.slide_id] = unchanged(c, row, lake)
-        fresh = [c for c in wave if c.slide_id not in found]
-        surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
-        looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
-        costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
-        for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
-            found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
-            if isinstance(told, Look):
-                cost = costs[c.slide_id]
-                found[c.slide_id] = replace(
-                    found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
-                )
-        outcomes += [found[c.slide_id] for c in wave]
-    return outcomes
+    with Crew(None if lake is None else lake.root, settings) as crew:
+        return [outcome for wave in _waves(candidates) for outcome in _planned(wave, lake, live, known, crew, tell)]
+
+
+def _planned(
+    wave: Sequence[Candidate], lake: Lake | None, live: Live, known: KnownSlides, crew: Crew, tell: Progress
+) -> list[Outcome]:
+    """The plan of one wave."""
+    settings, digest = crew.settings, settings_digest(crew.settings)
+    digests = crew.all(source_digest, [(c,) for c in wave], "looking at files", tell)
+    found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
+    for c, d in zip(wave, digests, strict=True):
+        row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
+        if row is not None and lake is not None and c.slide_id not in found:
+            found[c.slide_id] = unchanged(c, row, lake)
+    fresh = [c for c in wave if c.slide_id not in found]
+    surveys = crew.all(survey, [(c, settings) for c in fresh], "reading", tell)
+    looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
+    costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
+    for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
+        found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
+        if isinstance(told, Look):
+            cost = costs[c.slide_id]
+            found[c.slide_id] = replace(found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds)
+    return [found[c.slide_id] for c in wave]
 
 
 def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -109,39 +115,40 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
 
     Safe to run again: what is published stays, what was cut short starts anew or is adopted.
     """
-    run = _Run(lake=lake, settings=settings, tell=tell)
     order: list[str] = []
-    for wave in _waves(candidates):
-        order += [candidate.slide_id for candidate in wave]
-        run.wave(wave)
+    with Crew(lake.root, settings) as crew:
+        run = _Run(lake=lake, crew=crew, tell=tell)
+        for wave in _waves(candidates):
+            order += [candidate.slide_id for candidate in wave]
+            run.wave(wave)
     return [run.outcomes[slide_id] for slide_id in order]
 
 
 def workers_for(outcomes: Iterable[Outcome]) -> int:
     """How many workers would share the planned work. Ray must be running."""
-    return pool_size(sum(-(-outcome.spots_kept // RUN_SPOTS) for outcome in outcomes if outcome.status == "planned"))
+    return crew_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
 
 
 class _Run:
     """One ingest under way."""
 
-    def __init__(self, *, lake: Lake, settings: IngestSettings, tell: Progress) -> None:
+    def __init__(self, *, lake: Lake, crew: Crew, tell: Progress) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self._lake = lake
-        self._settings = settings
+        self._crew = crew
+        self._settings = crew.settings
         self._tell = tell
         self._attempts: dict[str, Attempt] = {}  # begun, not yet published
         self._staged: dict[str, Outcome] = {}  # staged, not yet published
         self._published_s = time.monotonic()
         self._known = known_slides(lake)
         self._ingest_ids: dict[str, str] = {}  # slide_id -> the ingest whose content is known under it
+        self._allocated: dict[str, set[tuple[str, str | None]]] = {}  # species -> genes that got numbers in this run
 
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
         try:
-            fresh = self._begin(candidates)
-            looks = self._look(fresh)
-            self._tile(self._add_pyramids(looks))
+            Flow(self._crew, self._lake, self._begin(candidates), self, self._tell).run()
         finally:
             # What is whole is published even if something else broke.
             self._publish()
@@ -149,9 +156,9 @@ class _Run:
                 attempt.abandon()
             self._attempts.clear()
 
-    def _begin(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _begin(self, candidates: Sequence[Candidate]) -> list[Section]:
         """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
-        digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
+        digests = self._crew.all(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
         live = Live.of(self._lake)
         self._ingest_ids |= live.published
@@ -174,93 +181,66 @@ class _Run:
                 self.outcomes[candidate.slide_id] = unchanged(candidate, attempt.live, self._lake)
                 continue
             self._attempts[candidate.slide_id] = attempt
+            section = Section(candidate, attempt, is_known=candidate.slide_id in live.published)
             if attempt.state == "adopted":
                 self._staged[candidate.slide_id] = adopted(candidate, attempt)
                 self._know(attempt)
             elif isinstance(digest, SourceError):
-                self._refuse(candidate, digest)
+                self.refuse(section, digest)
             else:
-                fresh.append(candidate)
+                fresh.append(section)
         return fresh
 
-    def _look(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Look]]:
-        """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
-        root = self._lake.root
-        calls = [(c, root, self._settings, self._attempts[c.slide_id].ingest_id) for c in candidates]
-        found = in_tasks(look, calls, "reading", self._tell)
-        found = tell_apart(candidates, found, self._known, self._settings.duplicates)
-        self._ingest_ids |= {
-            c.slide_id: self._attempts[c.slide_id].ingest_id
-            for c, told in zip(candidates, found, strict=True)
-            if isinstance(told, Look)
-        }
-        looks = []
-        for candidate, told in zip(candidates, found, strict=True):
-            if isinstance(told, SourceError):
-                self._refuse(candidate, told)
-            elif isinstance(told, Twin):
-                self._refuse_twin(candidate, told)
-            else:
-                looks.append((candidate, told))
-        for species in sorted({told.species for _, told in looks}):
-            genes = sorted({g for _, told in looks if told.species == species for g in told.unknown_genes}, key=str)
-            if genes:
-                symbols, ensembl_ids = [g[0] for g in genes], [g[1] for g in genes]
-                self._lake.resolve_genes(symbols, ensembl_ids, species=species, allocate=True)
-        return looks
+    # -- what the flow asks ---------------------------------------------------------------------------------------
 
-    def _add_pyramids(self, looks: Sequence[tuple[Candidate, Look]]) -> list[tuple[Candidate, Look]]:
-        """Turn large plain images into pyramids, once each; the looks of which that went well."""
-        root, large = self._lake.root, [(c, x) for c, x in looks if x.wants_pyramid]
-        calls = [(c, x.record["image"], root, self._attempts[c.slide_id].ingest_id) for c, x in large]
-        problems = {}
-        for (candidate, _), told in zip(large, in_tasks(add_pyramid, calls, "pyramids", self._tell), strict=True):
-            if isinstance(told, SourceError):
-                problems[candidate.slide_id] = told
-                self._refuse(candidate, told)
-        return [(candidate, told) for candidate, told in looks if candidate.slide_id not in problems]
+    def forget(self, sections: Sequence[Section]) -> None:
+        """What was known under the names of sections that are read again no longer counts."""
+        self._known.forget([section.slide_id for section in sections if isinstance(section.told, Look)])
 
-    def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
-        """Write the fragments, and stage each section when its last one is in."""
-        works = [work for candidate, told in looks for work in self._works(candidate, told)]
-        self._published_s = time.monotonic()
-        waiting = {c.slide_id: _Waiting(c, x, -(-x.n_kept // RUN_SPOTS)) for c, x in looks}
-        total = sum(work.stop - work.start for work in works)
-        done = 0
-        for written in through_actors(works, self._lake.root, self._settings):
-            section = waiting[written.slide_id]
-            section.take(written)
-            done += written.fragment.rows if written.fragment else 0
-            self._tell("tiling spots", done, total)
-            if section.complete:
-                self._stage(section)
-                if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
-                    self._publish()
-        if total:
-            self._tell("tiling spots", total, total)
+    def judge(self, section: Section) -> Look | None:
+        """What is to be written of a section; one that is refused is staged as such."""
+        assert section.told is not None, "it was read"
+        told = tell_one(section.candidate, section.told, self._known, self._settings.duplicates)
+        if isinstance(told, SourceError):
+            self.refuse(section, told)
+            return None
+        if isinstance(told, Twin):
+            self._refuse_twin(section, told)
+            return None
+        self._ingest_ids[section.slide_id] = section.attempt.ingest_id
+        genes = sorted(set(told.unknown_genes) - self._allocated.setdefault(told.species, set()), key=str)
+        if genes:
+            symbols, ensembl_ids = [g[0] for g in genes], [g[1] for g in genes]
+            self._lake.resolve_genes(symbols, ensembl_ids, species=told.species, allocate=True)
+            self._allocated[told.species].update(genes)
+        return told
 
-    def _works(self, candidate: Candidate, told: Look) -> Iterator[Work]:
-        attempt = self._attempts[candidate.slide_id]
-        pyramid = self._lake.images.pyramid(attempt.ingest_id) if told.wants_pyramid else None
-        for start in range(0, told.n_kept, RUN_SPOTS):
-            stop = min(start + RUN_SPOTS, told.n_kept)
-            yield Work(candidate=candidate, writer=attempt.pairs, start=start, stop=stop, pyramid=pyramid)
+    def stage(self, section: Section, told: Look) -> None:
+        """A section that is written to its last spot, or refused while it was."""
+        if (problem := section.problem) is not None:
+            self.refuse(section, problem)
+        else:
+            rejections = rejections_of_spots(section.candidate.uri, told.refused)
+            section.attempt.stage(told.record, section.fragments, rejections)
+            padded = sum(written.padded_patches for written in section.written.values())
+            outcome = as_read(section.candidate, told, "published")
+            self._staged[section.slide_id] = replace(outcome, padded_patches=padded)
+        if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
+            self._publish()
 
-    def _stage(self, section: _Waiting) -> None:
-        candidate, told = section.candidate, section.look
-        if section.problem is not None:
-            self._refuse(candidate, section.problem)
-            return
-        fragments = [section.fragments[start] for start in sorted(section.fragments)]
-        rejections = rejections_of_spots(candidate.uri, told.refused)
-        self._attempts[candidate.slide_id].stage(told.record, fragments, rejections)
-        outcome = as_read(candidate, told, "published")
-        self._staged[candidate.slide_id] = replace(outcome, padded_patches=section.padded_patches)
+    def refuse(self, section: Section, problem: SourceError) -> None:
+        """A section that is refused as a whole."""
+        candidate = section.candidate
+        section.attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
+        self._staged[section.slide_id] = as_read(candidate, problem, "refused")
 
-    def _refuse(self, candidate: Candidate, problem: SourceError) -> None:
-        attempt = self._attempts[candidate.slide_id]
-        attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
-        self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def _refuse_twin(self, section: Section, twin: Twin) -> None:
+        attempt = section.attempt
+        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
+        attempt.refuse(twin.record, rejections_of_slide(section.candidate.uri, twin.problem))
+        self._staged[section.slide_id] = as_read(section.candidate, twin.problem, "refused")
 
     def _know(self, attempt: Attempt) -> None:
         """An adopted section was never looked at in this run; its content is known from its plan."""
@@ -268,12 +248,6 @@ class _Run:
         if attempt.plan["status"] == "published":
             self._known.replace(attempt.slide_id, attempt.plan["record"])
             self._ingest_ids[attempt.slide_id] = attempt.ingest_id
-
-    def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
-        attempt = self._attempts[candidate.slide_id]
-        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
-        attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
-        self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
 
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""
@@ -285,34 +259,6 @@ class _Run:
             corrected = self._attempts.pop(slide_id).corrected
             self.outcomes[slide_id] = replace(outcome, lake_version=version, corrected=corrected)
         self._staged.clear()
-
-
-@dataclass
-class _Waiting:
-    """A section whose fragments are being written."""
-
-    candidate: Candidate
-    look: Look
-    runs: int
-
-    def __post_init__(self) -> None:
-        self.fragments: dict[int, Fragment] = {}
-        self.problem: SourceError | None = None
-        self.padded_patches = 0
-        self._seen: set[int] = set()
-
-    def take(self, written: Written) -> None:
-        """Note what came of one run."""
-        self._seen.add(written.start)
-        self.problem = self.problem or written.problem
-        if written.fragment is not None:
-            self.fragments[written.start] = written.fragment
-            self.padded_patches += written.padded_patches
-
-    @property
-    def complete(self) -> bool:
-        """Whether every run has come back."""
-        return len(self._seen) == self.runs
 
 
 def _waves(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
