@@ -22,7 +22,7 @@ from histolake.ingestion.worker import SlideWorker, Work, Written
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["Call", "Crew", "Progress", "crew_size"]
+__all__ = ["Call", "Crew", "Progress", "crew_size", "fetched"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
@@ -172,10 +172,11 @@ class _Tiler:
 
     def write(self, work: Work, judged: list[Any]) -> Written:
         """Write a run. `judged` holds a reference to the slide, or nothing; a slide that is lost is read again."""
-        return self._worker.write(work, lambda: _fetched(judged))
+        return self._worker.write(work, lambda: fetched(judged))
 
 
-def _fetched(judged: list[Any]) -> PackedSlide | None:
+def fetched(judged: list[Any]) -> PackedSlide | None:
+    """The slide that was handed over; None where none was, or where it is lost."""
     import ray
 
     try:
