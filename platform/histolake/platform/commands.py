@@ -28,7 +28,10 @@ WhereOption = Annotated[
     str | None,
     typer.Option("--where", help="Only rows for which this is true: organ = 'breast' and um_per_px < 1", metavar="SQL"),
 ]
-VersionOption = Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", metavar="VERSION", help="Lake version: a number or a tag; the newest if not given."),
+]
 
 lake = typer.Typer(
     name="lake",
