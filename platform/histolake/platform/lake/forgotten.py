@@ -1,4 +1,4 @@
-"""What the lake remembers of a forgetting: how many slides of which versions, and when. No name, and nothing of anybody.
+"""What the lake remembers of a forgetting: how many slides of which versions, and when; no name.
 
 It is a property of `catalog/slides`, so whoever reads an older version is told that slides of it are gone. While a
 forgetting is under way its entry also holds the random `ingest_id`s that must go: a process that dies in the middle

@@ -1,8 +1,8 @@
 """Names for versions, and the floor below which versions were expired.
 
-Both are properties of the Delta table `catalog/slides`, so they come with the metadata of an open table, and each change
-is a Delta commit of its own that conflicts with every other: a tag can never be set on a version while an expiry of it
-is decided. Because the lake's version is that table's version, it counts up by a tag; the slides stay the same.
+Both are properties of the Delta table `catalog/slides`, so they come with the metadata of an open table, and each
+change is a Delta commit of its own that conflicts with every other: a tag can never be set on a version while an expiry
+of it is decided. Because the lake's version is that table's version, it counts up by a tag; the slides stay the same.
 
 A tag's note lies in `tags/<name>.json`, not in the table: a note is free text, and text in a table's log could not be
 forgotten.
