@@ -7,17 +7,16 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import TableNotFoundError
 
 from histolake.platform.errors import ConflictError
+from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
 
@@ -55,24 +54,27 @@ class Catalog:
         """Make an empty table unless there is one."""
         place = self.root.join(name)
         place.filesystem()[0].create_dir(place.filesystem()[1], recursive=True)
-        DeltaTable.create(
-            place.uri,
-            schema=schema.remove_metadata(),
-            mode="ignore",
-            name=f"{schema_name(schema)} v{schema_version(schema)}",
-            configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name]},
-            storage_options=place.delta_options(),
+        # Whoever loses the race for its first commit, or wins it unknowingly, finds it there when looking again.
+        again(
+            lambda: DeltaTable.create(
+                place.uri,
+                schema=schema.remove_metadata(),
+                mode="ignore",
+                name=f"{schema_name(schema)} v{schema_version(schema)}",
+                configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name]},
+                storage_options=place.delta_options(),
+            )
         )
 
     def exists(self) -> bool:
         """Whether there is a catalogue here."""
         place = self.root.join("slides")
-        return DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options())
+        return again(lambda: DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options()))
 
     def table(self, name: str) -> DeltaTable:
         """A table at its newest version."""
         place = self.root.join(name)
-        return DeltaTable(place.uri, storage_options=place.delta_options())
+        return again(lambda: DeltaTable(place.uri, storage_options=place.delta_options()))
 
     def dataset(self, name: str, table: DeltaTable | None = None) -> Any:
         """A table's rows as an Arrow dataset, read through Arrow's own file system.
@@ -91,39 +93,48 @@ class Catalog:
         return self.table("slides").version()
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows to a table."""
-        place = self.root.join(name)
-        write_deltalake(
-            place.uri, rows.replace_schema_metadata(None), mode="append", storage_options=place.delta_options()
-        )
+        """Add rows of ingests of which the table has none. A commit whose outcome is unknown is looked up by them."""
+        rows, failure = rows.replace_schema_metadata(None), None
+        keep = _text("ingest_id").isin(pc.unique(rows["ingest_id"]).cast(pa.string()))
+        for attempt in range(PUBLISH_TRIES):
+            table = self.table(name)
+            if failure is not None and self._count(name, keep) == rows.num_rows:
+                return  # the commit that seemed to fail had succeeded
+            try:
+                write_deltalake(table, rows, mode="append", commit_properties=_ONCE)
+                return
+            except FAILURES as error:
+                failure = error
+                pause(attempt)
+        raise ConflictError(f"Rows could not be added to {name} in {PUBLISH_TRIES} tries: {failure}") from failure
 
     def create_with(self, name: str, schema: pa.Schema, rows: pa.Table) -> None:
         """Make a table with its first rows in one commit, unless there is one with rows."""
         self.create(name, schema)
-        place = self.root.join(name)
-        table = self.table(name)
-        if table.version() > 0:
-            return
-        try:
-            write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
-        except DeltaError:
-            if DeltaTable(place.uri, storage_options=place.delta_options()).version() == 0:
-                raise
+
+        def fill() -> None:
+            table = self.table(name)
+            if table.version() == 0:
+                write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+
+        again(fill)  # who lost the race, or won it unknowingly, finds the rows there
 
     # -- slides ---------------------------------------------------------------------------------------------------
 
     def slides(self, columns: list[str] | None = None, table: DeltaTable | None = None) -> pa.Table:
         """Every row of `catalog/slides`: all slides, all versions."""
-        return _read(self.dataset("slides", table), SLIDES, columns)
+        return again(lambda: _read(self.dataset("slides", table), SLIDES, columns))
 
     def rejections(self) -> pa.Table:
         """Every row of `catalog/rejections`."""
-        return _read(self.dataset("rejections"), REJECTIONS, None)
+        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None))
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
-        found = self.dataset("rejections").count_rows(filter=_text("ingest_id") == ingest_id)
-        return int(found)
+        return self._count("rejections", _text("ingest_id") == ingest_id)
+
+    def _count(self, name: str, keep: pc.Expression) -> int:
+        return again(lambda: int(self.dataset(name).count_rows(filter=keep)))
 
     def live(
         self, slide_ids: Iterable[str], table: DeltaTable | None = None, columns: Sequence[str] = LIVE
@@ -143,23 +154,26 @@ class Catalog:
         ingest_ids: Sequence[str] = (),
         columns: Sequence[str] = LIVE,
         told: Told | None = None,
+        done: set[str] | None = None,
     ) -> int:
         """Publish in one commit; returns the lake version in which the rows are.
 
         `make_rows(version, live)` gives the merge's source: rows that equal a live one in (ingest_id, published_in)
         retire it, the others are inserted. It is asked again after every lost race. An empty list commits nothing.
         `ingest_ids` are the new ones, by which a commit that only seemed to fail is known. Columns that an older lake
-        lacks are added to it. `told` is kept with the commit for `lake history`.
+        lacks are added to it. `told` is kept with the commit for `lake history`. `done` are told, before `make_rows` is
+        asked again, the new ones that are in the table by then: also those that another writer has replaced since.
         """
+        done = set() if done is None else done
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
-            table = self.table("slides")
-            if failure is not None and (version := self._published(table, ingest_ids)) is not None:
-                return version  # the commit that seemed to fail had succeeded
-            rows = make_rows(table.version() + 1, self.live(slide_ids, table, columns))
-            if not rows:
-                return table.version()
             try:
+                table = self.table("slides")
+                if failure is not None and (version := self._published(table, ingest_ids, done)) is not None:
+                    return version  # the commit that seemed to fail had succeeded
+                rows = make_rows(table.version() + 1, self.live(slide_ids, table, columns))
+                if not rows:
+                    return table.version()
                 merge = table.merge(
                     pa.Table.from_pylist(rows, schema=SLIDES.remove_metadata()),
                     "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
@@ -169,9 +183,11 @@ class Catalog:
                     commit_properties=_once(told),
                 )
                 merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
-            except (DeltaError, OSError) as error:
+            except TableNotFoundError:
+                raise
+            except FAILURES as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
                 continue
             version = table.version()
             self._compact_in_passing("slides")
@@ -180,13 +196,14 @@ class Catalog:
             f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
         ) from failure
 
-    def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
-        """The version in which these ingests were published, or None if they were not."""
+    def _published(self, table: DeltaTable, ingest_ids: Sequence[str], done: set[str]) -> int | None:
+        """The version in which these ingests were published, None unless all were; those that were become `done`."""
         if not ingest_ids:
             return None
         keep = _text("ingest_id").isin(list(ingest_ids))
         found = self.dataset("slides", table).to_table(columns=["ingest_id", "published_in"], filter=keep)
-        if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
+        done.update(found["ingest_id"].to_pylist())
+        if len(done) < len(set(ingest_ids)):
             return None
         return int(pc.max(found["published_in"]).as_py())
 
@@ -229,7 +246,7 @@ class Catalog:
                 return _set(table, changes, told)
             except ConflictError as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError(f"Other writers won {PUBLISH_TRIES} commits in a row; try again.") from failure
 
     # -- upkeep ---------------------------------------------------------------------------------------------------
@@ -239,7 +256,7 @@ class Catalog:
         if len(table.file_uris()) > COMPACT_FILES:
             try:
                 table.optimize.compact(commit_properties=_ONCE)
-            except DeltaError:
+            except FAILURES:
                 return  # another writer was at work; the next one compacts
 
     def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
@@ -260,9 +277,9 @@ class Catalog:
             try:
                 metrics = self.table(name).delete(predicate, commit_properties=_once(told))
                 return int(metrics["num_deleted_rows"])
-            except DeltaError as error:
+            except FAILURES as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
 
     def amend(self, rows: pa.Table) -> None:
@@ -281,9 +298,9 @@ class Catalog:
                 )
                 merge.when_matched_update(changed).execute()
                 return
-            except DeltaError as error:
+            except FAILURES as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError("Rows of slides could not be amended: other writers won every commit.") from failure
 
     def clean(self, name: str, older_than_s: float) -> int:
@@ -306,7 +323,7 @@ class Catalog:
 def _set(table: DeltaTable, changes: Mapping[str, str], told: Told | None) -> int:
     try:
         table.alter.set_table_properties(dict(changes), raise_if_not_exists=False, commit_properties=_once(told))
-    except (DeltaError, OSError) as error:
+    except FAILURES as error:
         raise ConflictError(f"Properties could not be set after version {table.version()}: {error}") from error
     return int(table.version())
 
@@ -314,10 +331,6 @@ def _set(table: DeltaTable, changes: Mapping[str, str], told: Told | None) -> in
 def _once(told: Told | None) -> CommitProperties:
     """A commit that is not retried by the library, with its own words for `lake history`."""
     return _ONCE if told is None else CommitProperties(max_commit_retries=0, custom_metadata={DID: json.dumps(told)})
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
 
 
 def _text(name: str) -> pc.Expression:

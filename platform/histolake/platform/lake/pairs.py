@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.again import again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
 __all__ = ["Fragment", "PairsTable", "PairsWriter"]
 
-COMMIT_TRIES = 10
+COMMIT_TRIES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class PairsTable:
         """The newest `LanceDataset`."""
         import lance
 
-        return lance.dataset(self.location.uri, storage_options=self.location.lance_options())
+        return again(lambda: lance.dataset(self.location.uri, storage_options=self.location.lance_options()))
 
     def append(self, fragments: Sequence[Fragment]) -> list[dict[str, int]]:
         """Make fragments part of the table in one commit; returns `{"id", "rows"}` of each, in order.
@@ -111,12 +112,13 @@ class PairsTable:
         fragments twice and double the rows.
         """
         import lance
+        from lance.commit import CommitConflictError
         from lance.fragment import FragmentMetadata
 
         if not fragments:
             return []
         failure: Exception | None = None
-        for _ in range(COMMIT_TRIES):
+        for attempt in range(COMMIT_TRIES):
             dataset = self.open()
             found = self.locate(fragments, dataset)
             if found is not None:
@@ -128,9 +130,11 @@ class PairsTable:
                     operation,
                     read_version=dataset.version,
                     storage_options=self.location.lance_options(),
+                    max_retries=0,  # Lance would take a commit that only seemed to fail for another writer's
                 )
-            except OSError as error:
+            except (OSError, CommitConflictError) as error:
                 failure = error
+                pause(attempt)
         found = self.locate(fragments)
         if found is None:
             raise ConflictError(f"Pairs could not be committed in {COMMIT_TRIES} tries: {failure}") from failure
@@ -162,26 +166,45 @@ class PairsTable:
         for fragment_id in fragment_ids:
             part = dataset.get_fragment(fragment_id)
             if part is not None:
-                first = part.to_table(columns=["ingest_id"], limit=1)
-                owners.setdefault(first["ingest_id"][0].as_py(), []).append(fragment_id)
+                owners.setdefault(self._owner(part), []).append(fragment_id)
         return owners
+
+    def _owner(self, part: Any) -> str:
+        """The ingest_id of a fragment; "" where its file is gone, which then belongs to nobody."""
+        try:
+            first = part.to_table(columns=["ingest_id"], limit=1)
+        except OSError:
+            if all(self.location.join("data", file.path).exists() for file in part.data_files()):
+                raise
+            return ""
+        return str(first["ingest_id"][0].as_py())
 
     def drop(self, fragments: dict[str, list[int]]) -> None:
         """Drop whole fragments, given by ingest_id. The predicate kept in Lance's log names random ingest_ids only."""
         import lance
+        from lance.commit import CommitConflictError
 
-        dataset = self.open()
-        present = {part.fragment_id for part in dataset.get_fragments()}
-        ids = sorted({fragment for owned in fragments.values() for fragment in owned} & present)
-        if not ids:
-            return
         listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(fragments))
-        lance.LanceDataset.commit(
-            self.location.uri,
-            lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})"),
-            read_version=dataset.version,
-            storage_options=self.location.lance_options(),
-        )
+        wanted = {fragment for owned in fragments.values() for fragment in owned}
+        failure: Exception | None = None
+        for attempt in range(COMMIT_TRIES):
+            dataset = self.open()
+            ids = sorted(wanted & {part.fragment_id for part in dataset.get_fragments()})
+            if not ids:
+                return  # also after a commit that only seemed to fail
+            try:
+                lance.LanceDataset.commit(
+                    self.location.uri,
+                    lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})"),
+                    read_version=dataset.version,
+                    storage_options=self.location.lance_options(),
+                    max_retries=0,
+                )
+                return
+            except (OSError, CommitConflictError) as error:
+                failure = error
+                pause(attempt)
+        raise ConflictError(f"Fragments could not be dropped in {COMMIT_TRIES} tries: {failure}") from failure
 
     def clean(self, older_than_s: float) -> int:
         """Forget old Lance versions, and remove data files that no version names and that are older than a moment
