@@ -1,9 +1,9 @@
 """A lake of thousands of simulated slides, made in a minute: rows as real ones are, pairs of a few bytes.
 
-What adding a slide costs depends on how much the tables list, not on what the pictures show. So every slide has its own
-fragments and a catalogue row of real width (sketch, hash, scales, flags, 3 to 5 rejections), and its pairs hold an id, a
-barcode and three genes. Most of it is committed in bulk; the last slides are ingested one by one, so that the logs end as
-those of a lake that grew, with small files and commits since the last checkpoint.
+What adding a slide costs depends on how much the tables list, not on what the pictures show. So every slide has its
+own fragments and a catalogue row of real width (sketch, hash, scales, flags, 3 to 5 rejections), and its pairs hold an
+id, a barcode and three genes. Most of it is committed in bulk; the last slides are ingested one by one, so that the
+logs end as those of a lake that grew, with small files and commits since the last checkpoint.
 """
 
 from __future__ import annotations
