@@ -3,8 +3,8 @@
 Workers write fragments as files that nobody sees; the driver makes them part of the table in one Lance commit; only the
 catalogue makes them part of the lake. Whole fragments are dropped, never rows.
 
-The manifest lists every fragment of the lake, some 240 bytes each. So a process that ingests keeps it and reads it again
-only after others have committed, a commit is made on top of the one at hand, and what was just committed is looked for
+The manifest lists every fragment of the lake, some 240 bytes each. So a process that ingests keeps it, reads it again
+only after others have committed, and commits on top of the one at hand; what was just committed is looked for
 among the fragments that are newer than the attempt, not among all.
 """
 
