@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,10 @@ LIVE = (
 )
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
+
+PROPERTY_PREFIX = "histolake."  # of the table properties that are ours
+DID = "histolake"  # the key of a commit's own words in the log: JSON with "did" and what it was done with
+Told = Mapping[str, object]  # such as {"did": "reverted", "to": 3}; it stays in the log, so it names nobody
 
 
 class Catalog:
@@ -107,9 +112,9 @@ class Catalog:
 
     # -- slides ---------------------------------------------------------------------------------------------------
 
-    def slides(self, columns: list[str] | None = None) -> pa.Table:
+    def slides(self, columns: list[str] | None = None, table: DeltaTable | None = None) -> pa.Table:
         """Every row of `catalog/slides`: all slides, all versions."""
-        return _read(self.dataset("slides"), SLIDES, columns)
+        return _read(self.dataset("slides", table), SLIDES, columns)
 
     def rejections(self) -> pa.Table:
         """Every row of `catalog/rejections`."""
@@ -137,13 +142,14 @@ class Catalog:
         make_rows: RowMaker,
         ingest_ids: Sequence[str] = (),
         columns: Sequence[str] = LIVE,
+        told: Told | None = None,
     ) -> int:
         """Publish in one commit; returns the lake version in which the rows are.
 
         `make_rows(version, live)` gives the merge's source: rows that equal a live one in (ingest_id, published_in)
         retire it, the others are inserted. It is asked again after every lost race. An empty list commits nothing.
         `ingest_ids` are the new ones, by which a commit that only seemed to fail is known. Columns that an older lake
-        lacks are added to it.
+        lacks are added to it. `told` is kept with the commit for `lake history`.
         """
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
@@ -160,12 +166,12 @@ class Catalog:
                     source_alias="new",
                     target_alias="old",
                     merge_schema=True,
-                    commit_properties=_ONCE,
+                    commit_properties=_once(told),
                 )
                 merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
             except (DeltaError, OSError) as error:
                 failure = error
-                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                _pause(attempt)
                 continue
             version = table.version()
             self._compact_in_passing("slides")
@@ -184,6 +190,48 @@ class Catalog:
             return None
         return int(pc.max(found["published_in"]).as_py())
 
+    # -- properties of the lake -----------------------------------------------------------------------------------
+
+    def properties(self, table: DeltaTable | None = None) -> dict[str, str]:
+        """Our properties of `catalog/slides` (tags, the floor of expired versions, what was forgotten). They come with
+        the table's metadata, so that an open table costs no further request."""
+        held = (table or self.table("slides")).metadata().configuration
+        return {name: value for name, value in held.items() if name.startswith(PROPERTY_PREFIX) and value}
+
+    def set_properties(self, changes: Mapping[str, str], expect_version: int, told: Told | None = None) -> int:
+        """Set properties in the version after `expect_version`; raises `ConflictError` where another commit has it.
+
+        An empty value removes one. Any two commits of the table conflict, so what was read of `expect_version` (its
+        rows, its other properties) still holds when the properties are set.
+        """
+        place = self.root.join("slides")
+        table = DeltaTable(place.uri, version=expect_version, storage_options=place.delta_options())
+        return _set(table, changes, told)
+
+    def change_properties(
+        self, make: Callable[[int, dict[str, str]], Mapping[str, str]], told: Told | None = None
+    ) -> int:
+        """Set the properties that `make(newest version, properties)` gives; returns the lake version that has them.
+
+        `make` is asked again after every lost race; what it gives is equal to what is there already where a commit
+        that seemed to fail had succeeded, and then nothing is done.
+        """
+        failure: ConflictError | None = None
+        for attempt in range(PUBLISH_TRIES):
+            table = self.table("slides")
+            held = self.properties(table)
+            changes = {
+                name: value for name, value in make(table.version(), held).items() if held.get(name, "") != value
+            }
+            if not changes:
+                return table.version()
+            try:
+                return _set(table, changes, told)
+            except ConflictError as error:
+                failure = error
+                _pause(attempt)
+        raise ConflictError(f"Other writers won {PUBLISH_TRIES} commits in a row; try again.") from failure
+
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
     def _compact_in_passing(self, name: str) -> None:
@@ -194,19 +242,27 @@ class Catalog:
             except DeltaError:
                 return  # another writer was at work; the next one compacts
 
-    def delete(self, name: str, ingest_ids: Sequence[str]) -> int:
+    def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
         """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""
         if not ingest_ids:
             return 0
         listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(ingest_ids))
+        return self._delete(name, f"ingest_id IN ({listed})", told)
+
+    def delete_retired(self, floor: int, told: Told | None = None) -> int:
+        """Delete the rows of `catalog/slides` that were retired in a version or before it; returns how many."""
+        return self._delete("slides", f"retired_in <= {floor}", told)
+
+    def _delete(self, name: str, predicate: str, told: Told | None) -> int:
+        """The predicate stays in the table's log: it holds numbers and random ids only."""
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
             try:
-                metrics = self.table(name).delete(f"ingest_id IN ({listed})", commit_properties=_ONCE)
+                metrics = self.table(name).delete(predicate, commit_properties=_once(told))
                 return int(metrics["num_deleted_rows"])
             except DeltaError as error:
                 failure = error
-                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                _pause(attempt)
         raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
 
     def amend(self, rows: pa.Table) -> None:
@@ -227,7 +283,7 @@ class Catalog:
                 return
             except DeltaError as error:
                 failure = error
-                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                _pause(attempt)
         raise ConflictError("Rows of slides could not be amended: other writers won every commit.") from failure
 
     def clean(self, name: str, older_than_s: float) -> int:
@@ -245,6 +301,23 @@ class Catalog:
                 entry.location.delete()
                 removed += 1
         return removed
+
+
+def _set(table: DeltaTable, changes: Mapping[str, str], told: Told | None) -> int:
+    try:
+        table.alter.set_table_properties(dict(changes), raise_if_not_exists=False, commit_properties=_once(told))
+    except (DeltaError, OSError) as error:
+        raise ConflictError(f"Properties could not be set after version {table.version()}: {error}") from error
+    return int(table.version())
+
+
+def _once(told: Told | None) -> CommitProperties:
+    """A commit that is not retried by the library, with its own words for `lake history`."""
+    return _ONCE if told is None else CommitProperties(max_commit_retries=0, custom_metadata={DID: json.dumps(told)})
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
 
 
 def _text(name: str) -> pc.Expression:
