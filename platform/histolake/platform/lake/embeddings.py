@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.errors import IntegrityError, ModelError
+from histolake.platform.errors import IntegrityError, ModelError, UsageError
 from histolake.platform.lake.leases import read_leases
 from histolake.platform.lake.pairs import Fragment, PairsTable
 from histolake.platform.lake.vector_index import IndexState, drop_stale, index_state, keep_up
@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
     from histolake.platform.lake.snapshot import Snapshot
 
-__all__ = ["SIDES", "About", "EmbeddingTable", "EmbeddingTables", "EmbeddingsWriter", "Part", "audit"]
+__all__ = ["SIDES", "About", "EmbeddingTable", "EmbeddingTables", "EmbeddingsWriter", "Part", "audit", "writing"]
 
 SIDES = ("vector", "sentence_vector")
 CLOCK_SLACK_S = 60.0  # clocks of machines and stores differ: a file is older only by more than this
 _KEY = "histolake.embeddings."
+
+
+def writing(name: str) -> str:
+    """The purpose of the lease that a run holds which writes to a table."""
+    return f"embed {name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +287,10 @@ class EmbeddingTables:
         return rows
 
     def remove(self, name: str) -> int:
-        """Remove a whole table; returns its bytes."""
+        """Remove a whole table; returns its bytes. Raises `UsageError` while it is being written."""
         place = self.open(name).location
+        if any(lease.purpose == writing(name) and lease.is_live() for lease in read_leases(self._root)):
+            raise UsageError(f"The embeddings {name!r} are being written; stop `histolake embed` first.")
         freed = self.size_bytes(name)
         place.delete()
         return freed

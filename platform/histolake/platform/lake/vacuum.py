@@ -2,9 +2,9 @@
 
 What goes: fragments, images and embeddings of ingests that the catalogue does not name (dead attempts, and those that
 were forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What
-stays: everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than the
-start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table that
-cannot be read.
+stays: everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than
+the start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table
+that cannot be read.
 
 The order of looking is the proof: first what was written, then who holds leases, then what the catalogue names. A lease
 is taken before anything is written and given back after the catalogue names it, so whatever was seen in the first look
