@@ -32,7 +32,7 @@ _ONCE = CommitProperties(max_commit_retries=0)
 # What publishing must know of a live row.
 LIVE = (
     *("slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"),
-    *(*CORRECTABLE, "corrected"),
+    *(*CORRECTABLE, "corrected", "first_published"),
 )
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
