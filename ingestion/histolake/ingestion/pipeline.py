@@ -238,9 +238,7 @@ class _Run:
                     self._publish()
         missing = sorted(slide_id for slide_id, section in waiting.items() if not section.complete)
         if missing:
-            raise IntegrityError(
-                f"Not every run of spots of {', '.join(missing)} came back; run it again."
-            )
+            raise IntegrityError(f"Not every run of spots of {', '.join(missing)} came back; run it again.")
         if total:
             self._tell("tiling spots", total, total)
 

@@ -1,38 +1,53 @@
 """The catalogue: Delta tables `catalog/slides`, `catalog/rejections` and `catalog/genes`.
 
 `catalog/slides` alone decides what the lake holds: its Delta version is the lake's version. Publishing is one Delta
-`merge` without automatic retry; whoever loses the race reads again.
+commit without automatic retry, an append where nothing is retired and a merge where something is; whoever loses the
+race reads again.
+
+What a commit costs must not grow with the lake. So a table's log is read on from where this process stood, the names of
+slides are kept by file (`slide_index`), a merge opens only files whose versions it retires, and files are compacted in
+passing to a bounded size, so that neither their number nor what a merge rewrites grows.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import TableNotFoundError
 
-from histolake.platform.errors import ConflictError
+from histolake.platform.errors import ConflictError, IntegrityError
 from histolake.platform.lake.again import FAILURES, again, pause
+from histolake.platform.lake.slide_index import SlideIndex, conform
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
 
 __all__ = ["Catalog"]
 
 PUBLISH_TRIES = 40
-COMPACT_FILES = 100  # small files after which a table is compacted in passing
+COMPACT_FILES = 24  # small files after which a table is compacted in passing
+FILE_BYTES = (
+    1 << 20
+)  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
+MOST_NAMED = 64  # versions that the predicate of a merge names one by one; more are named as a range
 
 # No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
 _STATISTICS = {"slides": "published_in,retired_in", "rejections": "figure", "genes": "gene_id"}
 _ONCE = CommitProperties(max_commit_retries=0)
+_LOG = {
+    "delta.checkpointInterval": "20",  # commits that are read one by one when a table is opened
+    # A checkpoint lists the files that were retired within this time. `clean` needs no list to remove them.
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
+}
 
 # What publishing must know of a live row.
 LIVE = (
     *("slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"),
-    *(*CORRECTABLE, "corrected"),
+    *(*CORRECTABLE, "corrected", "first_published"),
 )
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
@@ -47,6 +62,9 @@ class Catalog:
 
     def __init__(self, root: Location) -> None:
         self.root = root.join("catalog")
+        self._held: dict[str, DeltaTable] = {}  # at the version that this process knows; only under the lock
+        self._lock = threading.RLock()
+        self._index = SlideIndex(self.root.join("slides"))
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
@@ -61,7 +79,7 @@ class Catalog:
                 schema=schema.remove_metadata(),
                 mode="ignore",
                 name=f"{schema_name(schema)} v{schema_version(schema)}",
-                configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name]},
+                configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name], **_LOG},
                 storage_options=place.delta_options(),
             )
         )
@@ -72,9 +90,21 @@ class Catalog:
         return again(lambda: DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options()))
 
     def table(self, name: str) -> DeltaTable:
-        """A table at its newest version."""
+        """A table at its newest version, the caller's own."""
         place = self.root.join(name)
         return again(lambda: DeltaTable(place.uri, storage_options=place.delta_options()))
+
+    def _newest(self, name: str) -> DeltaTable:
+        """A table at its newest version, read on from where it stood. Shared: to be used under the lock only, or
+        another thread's commit would move it under its user."""
+        held = self._held.pop(name, None)
+        if held is not None:
+            try:
+                held.update_incremental()
+            except FAILURES:  # its log was cleaned, or the store was away: what is there now tells
+                held = None
+        self._held[name] = held or self.table(name)
+        return self._held[name]
 
     def dataset(self, name: str, table: DeltaTable | None = None) -> Any:
         """A table's rows as an Arrow dataset, read through Arrow's own file system.
@@ -90,23 +120,35 @@ class Catalog:
 
     def version(self) -> int:
         """The lake's version."""
-        return self.table("slides").version()
+        with self._lock:
+            return self._newest("slides").version()
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows of ingests of which the table has none. A commit whose outcome is unknown is looked up by them."""
-        rows, failure = rows.replace_schema_metadata(None), None
-        keep = _text("ingest_id").isin(pc.unique(rows["ingest_id"]).cast(pa.string()))
-        for attempt in range(PUBLISH_TRIES):
-            table = self.table(name)
-            if failure is not None and self._count(name, keep) == rows.num_rows:
-                return  # the commit that seemed to fail had succeeded
-            try:
-                write_deltalake(table, rows, mode="append", commit_properties=_ONCE)
+        """Add the rows of ingests that the table holds none of.
+
+        A commit whose outcome is unknown is looked up by `ingest_id` before it is repeated.
+        """
+        failure: Exception | None = None
+        ingest_ids = pc.unique(rows["ingest_id"])
+        with self._lock:
+            for attempt in range(PUBLISH_TRIES):
+                if failure is not None and self._count(name, _text("ingest_id").isin(ingest_ids)) == rows.num_rows:
+                    return  # the commit that seemed to fail had succeeded
+                table = self._newest(name)
+                try:
+                    write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+                except FAILURES as error:
+                    failure = error
+                    self._lost(name, attempt)
+                    continue
+                self._compact_in_passing(name, table)
                 return
-            except FAILURES as error:
-                failure = error
-                pause(attempt)
         raise ConflictError(f"Rows could not be added to {name} in {PUBLISH_TRIES} tries: {failure}") from failure
+
+    def _lost(self, name: str, attempt: int) -> None:
+        """After a commit that failed: start from what the store says, a moment later."""
+        self._held.pop(name, None)
+        pause(attempt)
 
     def create_with(self, name: str, schema: pa.Schema, rows: pa.Table) -> None:
         """Make a table with its first rows in one commit, unless there is one with rows."""
@@ -136,16 +178,30 @@ class Catalog:
     def _count(self, name: str, keep: pc.Expression) -> int:
         return again(lambda: int(self.dataset(name).count_rows(filter=keep)))
 
-    def live(
-        self, slide_ids: Iterable[str], table: DeltaTable | None = None, columns: Sequence[str] = LIVE
-    ) -> dict[str, list[dict[str, Any]]]:
+    def live(self, slide_ids: Iterable[str], columns: Sequence[str] = LIVE) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
         wanted = sorted(set(slide_ids))
-        keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
+        schema = pa.schema([SLIDES.field(name) for name in dict.fromkeys(["slide_id", *columns])])
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
-        for row in _read(self.dataset("slides", table), SLIDES, list(columns), keep).to_pylist():
+        for row in self._live(wanted, schema).to_pylist():
             rows[row["slide_id"]].append(row)
         return rows
+
+    def _live(self, slide_ids: Sequence[str], schema: pa.Schema) -> pa.Table:
+        failure: OSError | None = None
+        with self._lock:
+            for attempt in range(PUBLISH_TRIES):
+                files = (uri.rsplit("/", 1)[-1] for uri in self._newest("slides").file_uris())
+                try:
+                    return self._index.read(files, slide_ids, schema)
+                except FileNotFoundError:  # compacted and cleaned away since we looked; the newest version has others
+                    continue
+                except OSError as error:
+                    failure = error
+                    pause(attempt)
+        raise ConflictError(
+            f"{self.root} changed, or could not be read, {PUBLISH_TRIES} times; try again. Last: {failure}"
+        ) from failure
 
     def commit(
         self,
@@ -166,42 +222,60 @@ class Catalog:
         """
         done = set() if done is None else done
         failure: Exception | None = None
-        for attempt in range(PUBLISH_TRIES):
-            try:
-                table = self.table("slides")
+        with self._lock:
+            for attempt in range(PUBLISH_TRIES):
+                table = self._newest("slides")
                 if failure is not None and (version := self._published(table, ingest_ids, done)) is not None:
                     return version  # the commit that seemed to fail had succeeded
-                rows = make_rows(table.version() + 1, self.live(slide_ids, table, columns))
+                version = table.version() + 1
+                live = self.live(slide_ids, columns)
+                if table.version() + 1 != version:
+                    continue  # another writer published while we looked
+                rows = make_rows(version, live)
                 if not rows:
                     return table.version()
-                merge = table.merge(
-                    pa.Table.from_pylist(rows, schema=SLIDES.remove_metadata()),
-                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
-                    source_alias="new",
-                    target_alias="old",
-                    merge_schema=True,
-                    commit_properties=_once(told),
-                )
-                merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
-            except TableNotFoundError:
-                raise
-            except FAILURES as error:
-                failure = error
-                pause(attempt)
-                continue
-            version = table.version()
-            self._compact_in_passing("slides")
-            return version
+                try:
+                    self._write(table, rows, _once(told))
+                except FAILURES as error:
+                    failure = error
+                    self._lost("slides", attempt)
+                    continue
+                if table.version() != version:
+                    raise IntegrityError(
+                        f"Version {version} was published as {table.version()}; `histolake lake check`."
+                    )
+                self._compact_in_passing("slides", table)
+                return version
         raise ConflictError(
             f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
         ) from failure
+
+    def _write(self, table: DeltaTable, rows: Sequence[Mapping[str, Any]], once: CommitProperties) -> None:
+        """One commit right on top of the table's version, or an error."""
+        source = pa.Table.from_pylist(list(rows), schema=SLIDES.remove_metadata())
+        retired = [row["published_in"] for row in rows if row.get("retired_in") is not None]
+        if not retired:
+            known = {field.name for field in table.schema().fields}
+            mode: Literal["merge"] | None = None if known.issuperset(source.schema.names) else "merge"
+            write_deltalake(table, source, mode="append", schema_mode=mode, commit_properties=once)
+            return
+        merge = table.merge(
+            source,
+            f"old.ingest_id = new.ingest_id AND old.published_in = new.published_in AND {_within(retired)}",
+            source_alias="new",
+            target_alias="old",
+            merge_schema=True,
+            commit_properties=once,
+        )
+        merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
 
     def _published(self, table: DeltaTable, ingest_ids: Sequence[str], done: set[str]) -> int | None:
         """The version in which these ingests were published, None unless all were; those that were become `done`."""
         if not ingest_ids:
             return None
         keep = _text("ingest_id").isin(list(ingest_ids))
-        found = self.dataset("slides", table).to_table(columns=["ingest_id", "published_in"], filter=keep)
+        columns = ["ingest_id", "published_in"]
+        found = again(lambda: self.dataset("slides", table).to_table(columns=columns, filter=keep))
         done.update(found["ingest_id"].to_pylist())
         if len(done) < len(set(ingest_ids)):
             return None
@@ -251,13 +325,13 @@ class Catalog:
 
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
-    def _compact_in_passing(self, name: str) -> None:
-        table = self.table(name)
-        if len(table.file_uris()) > COMPACT_FILES:
+    def _compact_in_passing(self, name: str, table: DeltaTable) -> None:
+        sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
+        if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
             try:
-                table.optimize.compact(commit_properties=_ONCE)
+                table.optimize.compact(target_size=FILE_BYTES, commit_properties=_ONCE)
             except FAILURES:
-                return  # another writer was at work; the next one compacts
+                self._held.pop(name, None)  # another writer was at work; the next one compacts
 
     def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
         """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""
@@ -291,7 +365,8 @@ class Catalog:
             try:
                 merge = self.table("slides").merge(
                     rows,
-                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
+                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in AND "
+                    + _within(rows["published_in"].to_pylist()),
                     source_alias="new",
                     target_alias="old",
                     commit_properties=_ONCE,
@@ -339,10 +414,15 @@ def _text(name: str) -> pc.Expression:
     return pc.field(name).cast(pa.string())
 
 
-def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None, keep: pc.Expression | None = None) -> pa.Table:
+def _within(versions: Sequence[int]) -> str:
+    """A condition on `published_in` in numbers, by which a merge passes over files that hold none of them."""
+    named = sorted(set(versions))
+    if len(named) > MOST_NAMED:
+        return f"old.published_in >= {named[0]} AND old.published_in <= {named[-1]}"
+    return f"old.published_in IN ({', '.join(map(str, named))})"
+
+
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    # An older lake lacks the columns that a newer schema added: they read as null.
     held = set(dataset.schema.names)
-    found = dataset.to_table(columns=[name for name in wanted.names if name in held], filter=keep)
-    full = [found[f.name].cast(f.type) if f.name in held else pa.nulls(found.num_rows, f.type) for f in wanted]
-    return pa.Table.from_arrays(full, schema=wanted)
+    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held]), wanted)

@@ -17,6 +17,7 @@ from histolake.platform.errors import LakeNotFoundError
 from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
+from histolake.platform.lake.embeddings import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
 from histolake.platform.lake.genes import GeneTable
 from histolake.platform.lake.images import LakeImages
@@ -38,6 +39,7 @@ class Lake:
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
         self.images = LakeImages(root)
+        self.embeddings = EmbeddingTables(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 
@@ -138,9 +140,11 @@ class Lake:
         )
         dead = self._adopt(lease)
         if dead is not None:
-            return Attempt(**common, state="adopted", ingest_id=dead.lease_id, plan=dead.plan)
+            after = (dead.plan or {}).get("after", -1)
+            return Attempt(**common, state="adopted", ingest_id=dead.lease_id, plan=dead.plan, after=after)
+        after = self.pairs.last_id()
         self.keeper.hold(lease)
-        return Attempt(**common, state="new", ingest_id=lease.lease_id)
+        return Attempt(**common, state="new", ingest_id=lease.lease_id, after=after)
 
     def _adopt(self, lease: Lease) -> Lease | None:
         """Make a dead attempt at what a lease is about to attempt our own, if there is one that is complete."""
@@ -166,6 +170,9 @@ class Lake:
             return self.version
         for attempt in attempts:
             attempt.seal()
+        dataset = self.pairs.newest()
+        for attempt in attempts:
+            attempt.verify(dataset)
         when = datetime.now(UTC)
         software = f"histolake {package_version('histolake')}"
 

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -29,7 +29,7 @@ from typing import Any
 from histolake.platform.errors import IntegrityError
 from histolake.platform.storage import Location
 
-__all__ = ["TTL_S", "Lease", "LeaseKeeper", "Seal", "read_leases"]
+__all__ = ["SILENT_S", "TTL_S", "Lease", "LeaseKeeper", "Seal", "read_lease", "read_leases"]
 
 TTL_S = 120.0
 RENEW_S = TTL_S / 6
@@ -112,7 +112,7 @@ class Lease(_Holder):
     """The content of one lease file."""
 
     lease_id: str  # the ingest_id of a write lease; random for a read lease
-    kind: str  # "write" | "read"
+    kind: str  # "write" | "read" | "embed", a claim of work that is written elsewhere
     purpose: str
     started_s: float = 0.0  # seconds since the epoch, by the store's clock; told when it is held
     renewed_s: float = 0.0
@@ -164,19 +164,27 @@ class Lease(_Holder):
 
 def read_leases(root: Location, known: Collection[str] = ()) -> Iterator[Lease]:
     """Every lease of a lake, live or dead, but those that are `known` by id: they are not even read."""
-    now_s: float | None = None
-    for entry in root.join("leases").entries(recursive=False):
-        place, lease_id = entry.location, entry.location.name.removesuffix(".json")
-        if place.suffix != ".json" or lease_id in known:
+    now_s = cache(root.join("leases").clock_s)
+    for place in root.join("leases").list():
+        if place.suffix != ".json" or place.name.removesuffix(".json") in known:
             continue
-        try:
-            lease = _parse(place.read_bytes(), lease_id)
-        except FileNotFoundError:  # its holder removed it between the listing and now
-            continue
-        if not lease.is_here:
-            now_s = root.join("leases").clock_s() if now_s is None else now_s
-            lease = replace(lease, silent_s=now_s - entry.modified_s)
-        yield lease
+        lease = read_lease(root, place.name.removesuffix(".json"), now_s)
+        if lease is not None:  # its holder may have removed it between the listing and now
+            yield lease
+
+
+def read_lease(root: Location, lease_id: str, now_s: Callable[[], float] | None = None) -> Lease | None:
+    """One lease, live or dead; None where there is none. `now_s` tells the time by the store's clock."""
+    folder = root.join("leases")
+    place = folder.join(f"{lease_id}.json")
+    try:
+        lease = _parse(place.read_bytes(), lease_id)
+    except FileNotFoundError:
+        return None
+    if lease.is_here:
+        return lease
+    written_s = place.modified_s()
+    return replace(lease, silent_s=(now_s or folder.clock_s)() - written_s) if written_s else None
 
 
 def _parse(data: bytes, lease_id: str) -> Lease:
