@@ -29,6 +29,7 @@ CHAMPION = "champion"
 TAG_RECIPE = "histolake.recipe"
 TAG_SIMULATED = "histolake.simulated"
 TAG_WHERE = "histolake.where"  # the filter over the catalogue, where there was one
+TAG_VALIDATION_MARK = "histolake.validation_mark"  # what has to be said beside the validation figures
 FIGURE_PREFIX = "validation_"
 
 
@@ -178,6 +179,7 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "lake_uri": version.tags.get(TAG_LAKE_URI),
         "lake_version": _number(version.tags.get(TAG_LAKE_VERSION)),
         "where": version.tags.get(TAG_WHERE),
+        "validation_mark": version.tags.get(TAG_VALIDATION_MARK, ""),
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
         "run_id": version.run_id,
     }
@@ -210,6 +212,7 @@ def model_tags(
     split: Mapping[str, Any],
     simulated: bool,
     where: str | None = None,
+    validation_mark: str = "",
 ) -> dict[str, str]:
     """The tags that tie a run and its model version to what they were learned from."""
     return {
@@ -219,4 +222,5 @@ def model_tags(
         TAG_SPLIT: json.dumps(split),
         TAG_SIMULATED: str(simulated).lower(),
         **({} if where is None else {TAG_WHERE: where}),
+        **({TAG_VALIDATION_MARK: validation_mark} if validation_mark else {}),
     }
