@@ -23,7 +23,7 @@ __all__ = ["PartsGroup", "app", "main"]
 ORDER: dict[str, tuple[str, ...]] = {
     "": ("demo", "sample", "ingest", "lake", "export", "recipes", "train", "models", "evaluate", "serve", "settings"),
     "lake": (
-        *("slides", "show", "rejections", "report", "overlap", "history", "diff"),
+        *("slides", "show", "rejections", "report", "history", "diff", "split", "overlap"),
         *("correct", "retile", "tag", "revert", "forget", "expire", "vacuum", "check"),
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -182,16 +181,14 @@ def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
 
 
 def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
-    from histolake.platform.errors import SplitError, UsageError
+    from histolake.platform.errors import UsageError
+    from histolake.platform.split_commands import read_split
     from histolake.platform.splits import Split
 
     if file is not None:
         if train is not None:
             raise UsageError("Give either --split or --train-slides, not both.")
-        try:
-            return Split.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise SplitError(f"{file} holds no JSON: {error}.") from error
+        return read_split(file)
     if train is None:
         if validation or test:
             raise UsageError("--validation-slides and --test-slides need --train-slides beside them.")
