@@ -13,7 +13,8 @@ from histolake.ingestion import ingest_settings
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.outcome import rejections_of_spots
 from histolake.ingestion.pipeline import settings_digest
-from histolake.ingestion.worker import IngestSettings, Look, SlideWorker, Work, look
+from histolake.ingestion.rows import IngestSettings
+from histolake.ingestion.worker import Look, SlideWorker, Work, look
 from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
 

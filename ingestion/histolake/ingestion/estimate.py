@@ -15,9 +15,10 @@ import numpy as np
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.images import open_image
+from histolake.ingestion.rows import IngestSettings, widths_um
 from histolake.ingestion.slide import Slide
 from histolake.ingestion.tiling import PatchSettings, tile
-from histolake.ingestion.worker import IngestSettings, Look, look_and_keep, widths_um
+from histolake.ingestion.worker import Look, look_and_keep
 
 __all__ = ["SAMPLE", "Estimate", "survey"]
 

@@ -35,8 +35,9 @@ from histolake.ingestion.outcome import (
     rejections_of_spots,
     unchanged,
 )
+from histolake.ingestion.rows import IngestSettings
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
-from histolake.ingestion.worker import IngestSettings, Look, Work, Written, add_pyramid, look, source_digest
+from histolake.ingestion.worker import Look, Work, Written, add_pyramid, look, source_digest
 from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake

@@ -7,7 +7,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from histolake.ingestion.worker import IngestSettings, SlideWorker, Work, Written
+from histolake.ingestion.rows import IngestSettings
+from histolake.ingestion.worker import SlideWorker, Work, Written
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 

@@ -17,7 +17,7 @@ from histolake.ingestion.report.facts import SOURCES_OWN_RULES, Cohort, Refusal,
 from histolake.platform.lake.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from histolake.ingestion.worker import IngestSettings
+    from histolake.ingestion.rows import IngestSettings
 
 __all__ = ["DRAWN_SPOTS", "IMPORTANT", "collect", "overview"]
 
