@@ -243,7 +243,7 @@ def read_split(file: Path) -> Split:
 
 
 def _end(snapshot: Snapshot, made: Split, to: Path | None, *, each: bool, as_json: bool) -> None:
-    """Show a split over a version, then write it."""
+    """Write a split that can be, and show what it does to a version."""
     from rich.console import Console
     from rich.progress import track
 
@@ -254,6 +254,8 @@ def _end(snapshot: Snapshot, made: Split, to: Path | None, *, each: bool, as_jso
 
     with snapshot.reading("split"):
         found = side_table(snapshot, made, watch)
+    if to is not None:
+        _write(to, made)
     columns = ["slide_id", "side", "pairs", "study", "patient", "organ", "technology", "why"]
     if each:
         show([{k: row[k] for k in columns} for row in found.slides], columns, as_json=as_json, empty="No slides.")
@@ -268,7 +270,6 @@ def _end(snapshot: Snapshot, made: Split, to: Path | None, *, each: bool, as_jso
     for sentence in found.said:
         typer.echo(sentence, err=True)
     if to is not None:
-        _write(to, made)
         typer.echo(f"written to {to}; lake version {snapshot.version}", err=True)
 
 
