@@ -108,7 +108,9 @@ CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "
 
 SLIDES = _schema(
     "slides",
-    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected: null there
+    # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected, 2 first_published: null
+    # there
+    3,
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt
@@ -126,6 +128,8 @@ SLIDES = _schema(
         *PROVENANCE,
         # columns that were corrected, and what the source says of them
         pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
+        # the version that first published the slide_id, whatever was ingested again or corrected since (see `placing`)
+        pa.field("first_published", pa.int64()),
     ],
 )
 
