@@ -5,12 +5,12 @@ BIN := .venv/bin
 DEMO_OUT ?= demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format clean
+.PHONY: help setup demo test lint types format bench-ingest clean
 
 help: ## show this
 	@echo "histolake: a data lake and training platform for histology paired with spatial gene expression"
 	@echo
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
 	@echo
 	@echo "Variables: PYTHON=/path/to/python3.11   DEMO_OUT=demo-output   HISTOLAKE_SAMPLE_DIR=folder of real sections"
 
@@ -37,6 +37,9 @@ types: setup ## check types
 format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-ingest: setup ## measure the ingest and reading, 40 minutes; writes bench-output/ingest.json
+	@$(BIN)/python -m tests.benchmarks.bench_ingest $(BENCH_ARGS)
 
 clean: ## remove what the other targets made (the environment, the demo, caches)
 	rm -rf .venv "$(DEMO_OUT)" bench-output test-output dist .pytest_cache .mypy_cache .ruff_cache

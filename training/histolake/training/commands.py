@@ -77,7 +77,7 @@ def train(
     Example: `histolake train clip-lite0 --lake /data/lake --train-slides study/C2,study/C3 --validation-slides study/C5
     --cuts-units --set steps=40`
     """
-    from histolake.platform.commands import open_lake
+    from histolake.platform.commands import open_version
     from histolake.platform.settings import load_settings
     from histolake.training.recipes import find_recipe, with_overrides
     from histolake.training.run import train as run_training
@@ -85,7 +85,7 @@ def train(
     wanted = with_overrides(find_recipe(recipe), _changes(changes or [], steps))
     sides = _split(split, train_slides, validation_slides, test_slides, cuts_units=cuts_units)
     settings = load_settings({"cluster.address": address, "tracking.uri": tracking})
-    snapshot = open_lake(lake_uri).at(version)
+    snapshot = open_version(lake_uri, version)
     trained = run_training(
         wanted,
         snapshot,

@@ -1,0 +1,44 @@
+"""The figures that have a goal, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["GOALS", "Goal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a figure should be."""
+
+    what: str
+    least: float | None = None
+    most: float | None = None
+
+    def is_met(self, figure: float) -> bool:
+        """Whether the figure is as it should be."""
+        return (self.least is None or figure >= self.least) and (self.most is None or figure <= self.most)
+
+    def __str__(self) -> str:
+        return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+
+    def missed_by(self, figure: float) -> float:
+        """By what share of the goal it is missed; 0 where it is met."""
+        bound = self.least if self.least is not None else self.most
+        assert bound is not None, "a goal has a bound"
+        return 0.0 if self.is_met(figure) else abs(figure - bound) / bound
+
+
+GOALS: Mapping[str, Goal] = {
+    "codec_ratio": Goal(what="pairs a second and core of the ingest over the bare kernel's", least=0.7),
+    "loop_speedup": Goal(what="pairs a second on one core over the loop that peers run", least=3.0),
+    "two_worker_gain": Goal(what="gain of a second worker over the bare kernel's of a second process", least=0.9),
+    "worker_peak_mb": Goal(what="memory of the busiest worker, its own pages, MB", most=1500),
+    "append_cost_ratio": Goal(what="seconds to add a slide to a lake of 10,000 over an empty one", most=1.2),
+    "append_metadata_ms": Goal(what="of these, all that is not the slide's rows, ms", most=150),
+    "random_vs_parquet": Goal(what="batches of 256 random pairs, rate over tuned Parquet's", least=1.0),
+    "random_vs_webdataset": Goal(what="batches of 256 random pairs, rate over WebDataset shards'", least=1.0),
+    "scan_vs_parquet": Goal(what="a full scan, rate over tuned Parquet's", least=1.0),
+    "scan_vs_webdataset": Goal(what="a full scan, rate over WebDataset shards'", least=1.0),
+}

@@ -1,0 +1,56 @@
+"""The table of figures, for a terminal and for docs/speed.md, which is written from a result and never by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.goals import GOALS
+
+__all__ = ["PAGE", "rendered", "table", "write"]
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "speed.md"
+ABOUT = ("machine", "commit", "when", "quick", "minutes")
+# <!-- figures of tests/benchmarks/results/NAME.json --> ... <!-- end of figures -->
+MARKED = re.compile(r"<!-- figures of (?P<result>\S+) -->\n.*?<!-- end of figures -->", re.DOTALL)
+
+
+def table(figures: Mapping[str, Any], *, plain: bool = False) -> str:
+    """Figures with a goal first, each with its settings below it, then the others; Markdown, or `plain` text."""
+    rows = [["figure", "value", "goal", "met"]]
+    left = [key for key in figures if key not in ABOUT and not key.startswith("minutes_")]
+    left = [key for key in left if not key.endswith("_goal_met")]
+    for key in [*(key for key in GOALS if key in left), *sorted(key for key in left if key not in GOALS)]:
+        goal, value = GOALS.get(key), figures[key]
+        told = ["", ""] if goal is None else [str(goal), _met(goal.missed_by(value))]
+        rows.append([key if plain else f"`{key}`", f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}", *told])
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    if plain:
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    rows.insert(1, ["---", "---:", "---", "---"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _met(missed_by: float) -> str:
+    return f"no, by {missed_by:.0%}" if missed_by else "yes"
+
+
+def rendered(text: str, result: Path) -> str:
+    """The page's text with the table of a result between its marks."""
+    figures = json.loads(result.read_text())
+    name = result.resolve().relative_to(ROOT).as_posix()
+    day, commit = figures["when"][:10], figures["commit"]
+    about = f"Measured {day} at commit {commit} in {figures['minutes']:g} minutes on {figures['machine']}."
+    made = f"<!-- figures of {name} -->\n{about}\n\n{table(figures)}\n<!-- end of figures -->"
+    if not MARKED.search(text):
+        raise ValueError(f"{PAGE.name} has no marks between which the figures go")
+    return MARKED.sub(lambda _: made, text)
+
+
+def write(result: Path) -> None:
+    """Write a result's table into the page."""
+    PAGE.write_text(rendered(PAGE.read_text(), result))
