@@ -46,7 +46,7 @@ from histolake.platform.settings import Settings
 
 __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
-FORMAT = 2  # raise it when the same files under the same settings come out as other rows
+FORMAT = 3  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
 RUN_SPOTS = 1024  # spots a fragment holds at most
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
