@@ -17,9 +17,9 @@ from histolake.platform.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from histolake.ingestion.crew import Progress
     from histolake.ingestion.metadata import Mismatch
     from histolake.ingestion.outcome import Outcome
+    from histolake.ingestion.workforce import Progress
 
 __all__ = ["REFUSED", "Bars", "end_with", "read_changes", "show_mismatches", "stderr"]
 

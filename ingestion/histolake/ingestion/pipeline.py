@@ -1,16 +1,14 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
-1. Digests of the sources are taken; sections that the lake holds unchanged stop there.
-2. The others are read and judged by the crew's workers, which also write the overviews of their images. Refused ones
-   are recorded, genes that the lake lacks get their numbers before the section is written.
-3. A large image that cannot be read in parts is turned into a tiled pyramid, once.
-4. Runs of spots are written by the crew. A worker keeps its slide open and writes its own fragments of `pairs.lance`,
-   so that neither images nor counts pass through the driver; a fragment of a run that was asked for twice is never
-   named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are published
-   together every few seconds.
+1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
+2. The others go through a pipeline of Ray Data (`workforce`): they are read and their spots judged, with the overviews
+   of their images written and pyramids made of large ones that cannot be read in parts; they are judged among each
+   other, in order (`judging`), and genes that the lake lacks get their numbers; runs of their spots are written as
+   fragments of `pairs.lance`, each by a worker that keeps its slide open.
+3. As soon as the last run of a section is in, the section is staged; staged sections are published together every few
+   seconds. Refused ones are recorded.
 
-Steps 2 to 4 overlap from section to section (`flow`). Sections go through in waves, so that memory does not grow with
-the cohort. One section's failure stops no other.
+Sections go through in waves, so that memory does not grow with the cohort. One section's failure stops no other.
 """
 
 from __future__ import annotations
@@ -19,16 +17,15 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
-from histolake.ingestion.crew import Crew, Progress, crew_size
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import KnownSlides
 from histolake.ingestion.estimate import survey
-from histolake.ingestion.flow import Flow, Section
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
+from histolake.ingestion.judging import Begun, Judge, Judged, in_order
 from histolake.ingestion.outcome import (
     Outcome,
     adopted,
@@ -41,17 +38,20 @@ from histolake.ingestion.outcome import (
 )
 from histolake.ingestion.rows import IngestSettings
 from histolake.ingestion.runs import SMALLEST
-from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, tell_one, twin_digest
-from histolake.ingestion.worker import Look, source_digest
-from histolake.platform.errors import SourceError
-from histolake.platform.lake import Attempt, Lake
+from histolake.ingestion.shelf import put_up
+from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
+from histolake.ingestion.worker import Look, Written, source_digest
+from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_pipeline
+from histolake.platform.errors import IntegrityError, SourceError
+from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
 __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
-FORMAT = 2  # raise it when the same files under the same settings come out as other rows
-WAVE = 256  # sections under way at once
+FORMAT = 3  # raise it when the same files under the same settings come out as other rows
+WAVE = 256  # sections begun at once
+AHEAD = 3  # sections that are read or written at once, for each worker that writes
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
 
@@ -83,23 +83,28 @@ def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSet
     """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
     live = Live(()) if lake is None else Live.of(lake)
     known = known_slides(lake)
-    with Crew(None if lake is None else lake.root, settings) as crew:
-        return [outcome for wave in _waves(candidates) for outcome in _planned(wave, lake, live, known, crew, tell)]
+    planned = (_planned(wave, lake, live, known, settings, tell) for wave in _waves(candidates))
+    return [outcome for outcomes in planned for outcome in outcomes]
 
 
 def _planned(
-    wave: Sequence[Candidate], lake: Lake | None, live: Live, known: KnownSlides, crew: Crew, tell: Progress
+    wave: Sequence[Candidate],
+    lake: Lake | None,
+    live: Live,
+    known: KnownSlides,
+    settings: IngestSettings,
+    tell: Progress,
 ) -> list[Outcome]:
     """The plan of one wave."""
-    settings, digest = crew.settings, settings_digest(crew.settings)
-    digests = crew.all(source_digest, [(c,) for c in wave], "looking at files", tell)
+    digest = settings_digest(settings)
+    digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
     found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
     for c, d in zip(wave, digests, strict=True):
         row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
         if row is not None and lake is not None and c.slide_id not in found:
             found[c.slide_id] = unchanged(c, row, lake)
     fresh = [c for c in wave if c.slide_id not in found]
-    surveys = crew.all(survey, [(c, settings) for c in fresh], "reading", tell)
+    surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
     looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
     costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
     for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
@@ -115,40 +120,37 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
 
     Safe to run again: what is published stays, what was cut short starts anew or is adopted.
     """
+    run = _Run(lake=lake, settings=settings, tell=tell)
     order: list[str] = []
-    with Crew(lake.root, settings) as crew:
-        run = _Run(lake=lake, crew=crew, tell=tell)
-        for wave in _waves(candidates):
-            order += [candidate.slide_id for candidate in wave]
-            run.wave(wave)
+    for wave in _waves(candidates):
+        order += [candidate.slide_id for candidate in wave]
+        run.wave(wave)
     return [run.outcomes[slide_id] for slide_id in order]
 
 
 def workers_for(outcomes: Iterable[Outcome]) -> int:
     """How many workers would share the planned work. Ray must be running."""
-    return crew_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
+    return pool_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
 
 
 class _Run:
     """One ingest under way."""
 
-    def __init__(self, *, lake: Lake, crew: Crew, tell: Progress) -> None:
+    def __init__(self, *, lake: Lake, settings: IngestSettings, tell: Progress) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self._lake = lake
-        self._crew = crew
-        self._settings = crew.settings
+        self._settings = settings
         self._tell = tell
         self._attempts: dict[str, Attempt] = {}  # begun, not yet published
         self._staged: dict[str, Outcome] = {}  # staged, not yet published
         self._published_s = time.monotonic()
         self._known = known_slides(lake)
         self._ingest_ids: dict[str, str] = {}  # slide_id -> the ingest whose content is known under it
-        self._allocated: dict[str, set[tuple[str, str | None]]] = {}  # species -> genes that got numbers in this run
 
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
         try:
-            Flow(self._crew, self._lake, self._begin(candidates), self, self._tell).run()
+            self._take(self._begin(candidates))
         finally:
             # What is whole is published even if something else broke.
             self._publish()
@@ -156,9 +158,10 @@ class _Run:
                 attempt.abandon()
             self._attempts.clear()
 
-    def _begin(self, candidates: Sequence[Candidate]) -> list[Section]:
-        """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
-        digests = self._crew.all(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
+    def _begin(self, candidates: Sequence[Candidate]) -> list[Begun]:
+        """Take the digests; what is left to do, in the order of judging. Unchanged sections end here, adopted ones are
+        staged already."""
+        digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
         live = Live.of(self._lake)
         self._ingest_ids |= live.published
@@ -181,66 +184,15 @@ class _Run:
                 self.outcomes[candidate.slide_id] = unchanged(candidate, attempt.live, self._lake)
                 continue
             self._attempts[candidate.slide_id] = attempt
-            section = Section(candidate, attempt, is_known=candidate.slide_id in live.published)
             if attempt.state == "adopted":
                 self._staged[candidate.slide_id] = adopted(candidate, attempt)
                 self._know(attempt)
             elif isinstance(digest, SourceError):
-                self.refuse(section, digest)
+                self._refuse(candidate, digest)
             else:
-                fresh.append(section)
-        return fresh
-
-    # -- what the flow asks ---------------------------------------------------------------------------------------
-
-    def forget(self, sections: Sequence[Section]) -> None:
-        """What was known under the names of sections that are read again no longer counts."""
-        self._known.forget([section.slide_id for section in sections if isinstance(section.told, Look)])
-
-    def judge(self, section: Section) -> Look | None:
-        """What is to be written of a section; one that is refused is staged as such."""
-        assert section.told is not None, "it was read"
-        told = tell_one(section.candidate, section.told, self._known, self._settings.duplicates)
-        if isinstance(told, SourceError):
-            self.refuse(section, told)
-            return None
-        if isinstance(told, Twin):
-            self._refuse_twin(section, told)
-            return None
-        self._ingest_ids[section.slide_id] = section.attempt.ingest_id
-        genes = sorted(set(told.unknown_genes) - self._allocated.setdefault(told.species, set()), key=str)
-        if genes:
-            symbols, ensembl_ids = [g[0] for g in genes], [g[1] for g in genes]
-            self._lake.resolve_genes(symbols, ensembl_ids, species=told.species, allocate=True)
-            self._allocated[told.species].update(genes)
-        return told
-
-    def stage(self, section: Section, told: Look) -> None:
-        """A section that is written to its last spot, or refused while it was."""
-        if (problem := section.problem) is not None:
-            self.refuse(section, problem)
-        else:
-            rejections = rejections_of_spots(section.candidate.uri, told.refused)
-            section.attempt.stage(told.record, section.fragments, rejections)
-            padded = sum(written.padded_patches for written in section.written.values())
-            outcome = as_read(section.candidate, told, "published")
-            self._staged[section.slide_id] = replace(outcome, padded_patches=padded)
-        if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
-            self._publish()
-
-    def refuse(self, section: Section, problem: SourceError) -> None:
-        """A section that is refused as a whole."""
-        candidate = section.candidate
-        section.attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
-        self._staged[section.slide_id] = as_read(candidate, problem, "refused")
-
-    # -- the rest -------------------------------------------------------------------------------------------------
-
-    def _refuse_twin(self, section: Section, twin: Twin) -> None:
-        attempt = section.attempt
-        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
-        attempt.refuse(twin.record, rejections_of_slide(section.candidate.uri, twin.problem))
-        self._staged[section.slide_id] = as_read(section.candidate, twin.problem, "refused")
+                is_known = candidate.slide_id in live.published
+                fresh.append(Begun(candidate=candidate, writer=attempt.pairs, is_known=is_known))
+        return in_order(fresh)
 
     def _know(self, attempt: Attempt) -> None:
         """An adopted section was never looked at in this run; its content is known from its plan."""
@@ -248,6 +200,82 @@ class _Run:
         if attempt.plan["status"] == "published":
             self._known.replace(attempt.slide_id, attempt.plan["record"])
             self._ingest_ids[attempt.slide_id] = attempt.ingest_id
+
+    def _take(self, sections: Sequence[Begun]) -> None:
+        """Everything through the pipeline, and each section staged when its last run is in."""
+        if not sections:
+            return
+        workers = pool_size()
+        shelf = put_up(ahead=AHEAD * workers)
+        judge = Judge(self._lake.root, self._known, self._settings.duplicates, sections=sections, workers=workers)
+        candidates = {section.slide_id: section.candidate for section in sections}
+        counts = {"reading": [0, len(sections)], "tiling spots": [0, 0]}
+        waiting: dict[str, _Waiting] = {}
+        try:
+            for came in through_pipeline(sections, judge, shelf, self._lake.root, self._settings, workers):
+                if isinstance(came, Judged):
+                    self._count(counts, "reading", 1)
+                    section = self._verdict(candidates[came.slide_id], came)
+                    if section is not None:
+                        waiting[came.slide_id] = section
+                        self._count(counts, "tiling spots", 0, section.look.n_kept)
+                else:
+                    waiting[came.slide_id].take(came)
+                    self._count(counts, "tiling spots", came.spots)
+                if came.slide_id not in waiting:
+                    shelf.done(came.slide_id)
+                elif waiting[came.slide_id].complete:
+                    shelf.done(came.slide_id)
+                    self._stage(waiting.pop(came.slide_id))
+                if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
+                    self._publish()
+        finally:
+            shelf.take_down()
+        missing = sorted(candidates.keys() - self._staged.keys() - self.outcomes.keys())
+        if missing:
+            raise IntegrityError(f"Not every run of spots of {', '.join(missing)} came back; run it again.")
+
+    def _count(self, counts: dict[str, list[int]], what: str, done: int, more: int = 0) -> None:
+        counts[what][0] += done
+        counts[what][1] += more
+        self._tell(what, *counts[what])
+
+    def _verdict(self, candidate: Candidate, judged: Judged) -> _Waiting | None:
+        """A section of which something is to be written; one that is refused is staged as such."""
+        told = judged.told
+        if isinstance(told, SourceError):
+            self._refuse(candidate, told)
+            return None
+        if isinstance(told, Twin):
+            self._refuse_twin(candidate, told)
+            return None
+        self._ingest_ids[candidate.slide_id] = self._attempts[candidate.slide_id].ingest_id
+        self._known.replace(candidate.slide_id, told.record)
+        return _Waiting(candidate, told, judged.runs)
+
+    def _stage(self, section: _Waiting) -> None:
+        candidate, told = section.candidate, section.look
+        if section.problem is not None:
+            self._refuse(candidate, section.problem)
+            return
+        fragments = section.counted()
+        rejections = rejections_of_spots(candidate.uri, told.refused)
+        self._attempts[candidate.slide_id].stage(told.record, fragments, rejections)
+        outcome = as_read(candidate, told, "published")
+        self._staged[candidate.slide_id] = replace(outcome, padded_patches=section.padded_patches)
+
+    def _refuse(self, candidate: Candidate, problem: SourceError) -> None:
+        attempt = self._attempts[candidate.slide_id]
+        attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
+        self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
+
+    def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
+        attempt = self._attempts[candidate.slide_id]
+        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
+        attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
+        self._lake.images.pyramid(attempt.ingest_id).delete()  # nothing is cut from it
+        self._known.forget([candidate.slide_id])
+        self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
 
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""
@@ -259,6 +287,50 @@ class _Run:
             corrected = self._attempts.pop(slide_id).corrected
             self.outcomes[slide_id] = replace(outcome, lake_version=version, corrected=corrected)
         self._staged.clear()
+
+
+@dataclass
+class _Waiting:
+    """A section whose fragments are being written."""
+
+    candidate: Candidate
+    look: Look
+    runs: int
+
+    def __post_init__(self) -> None:
+        self._written: dict[int, Written] = {}
+
+    def take(self, written: Written) -> None:
+        """Note what came of one run."""
+        self._written[written.start] = written
+
+    @property
+    def problem(self) -> SourceError | None:
+        """Why the section is refused after all, if it is: the first reason in the order of its spots."""
+        found = [written.problem for _, written in sorted(self._written.items())]
+        return next((problem for problem in found if problem is not None), None)
+
+    @property
+    def padded_patches(self) -> int:
+        """How many of its patches leave the image."""
+        return sum(written.padded_patches for written in self._written.values())
+
+    def counted(self) -> list[Fragment]:
+        """Its fragments in the order of their spots. Raises `IntegrityError` unless they hold every spot once."""
+        written = [written.fragment for _, written in sorted(self._written.items())]
+        fragments = [fragment for fragment in written if fragment is not None]
+        rows = sum(fragment.rows for fragment in fragments)
+        if rows != self.look.n_kept:
+            raise IntegrityError(
+                f"{rows} pairs of {self.candidate.slide_id} were written where {self.look.n_kept} spots were kept: its "
+                "source changed while it was read, or a worker failed. Run it again."
+            )
+        return fragments
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has come back."""
+        return len(self._written) == self.runs
 
 
 def _waves(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:

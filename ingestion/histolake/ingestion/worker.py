@@ -24,7 +24,7 @@ from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import profile_sketch
 from histolake.ingestion.expression_unit import with_unit
 from histolake.ingestion.genes import resolve, with_symbols
-from histolake.ingestion.handover import PackedSlide, pack
+from histolake.ingestion.handover import PackedSlide
 from histolake.ingestion.images import open_image
 from histolake.ingestion.images.keeping import keep_overview, keep_pyramid
 from histolake.ingestion.quality import check_section, judge_spots, quality_flags
@@ -55,7 +55,6 @@ class Look:
     species: str
     unknown_genes: tuple[tuple[str, str | None], ...]
     wants_pyramid: bool = False  # its image is large and cannot be read in parts
-    packed_bytes: int = 0  # of the slide that was handed over with it; 0 where none was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,24 +255,17 @@ def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dic
 
 
 class SlideWorker:
-    """Reads sections and writes runs of their spots. Keeps the section that it wrote last open: the next run is most
-    likely of the same."""
+    """Writes runs of spots. Keeps the section that it worked on last open, for the next run is most likely of the
+    same."""
 
-    def __init__(self, lake: Location | None, settings: IngestSettings) -> None:
+    def __init__(self, lake: Location, settings: IngestSettings) -> None:
         self._root = lake
         self._settings = settings
         self._open: SectionRows | None = None
 
-    def look(self, candidate: Candidate, ingest_id: str, room_bytes: int) -> tuple[Look, PackedSlide | None]:
-        """Read and judge a section; with it the slide of the spots that are kept, where it fits into the room. Raises
-        `SourceError`."""
-        told, kept = look_and_keep(candidate, self._root, self._settings, ingest_id)
-        packed, size = pack(kept, room_bytes)
-        return replace(told, packed_bytes=size), packed
-
-    def write(self, work: Work, judged: Callable[[], PackedSlide | None]) -> Written:
-        """Write one fragment. `judged` gives the slide if it was handed over. What is wrong with the section's data
-        comes back as `problem`; other errors are raised."""
+    def write(self, work: Work, judged: Callable[[], PackedSlide | None] = lambda: None) -> Written:
+        """Write one fragment. `judged` gives the slide where it was handed over; else it is read again. What is wrong
+        with the section's data comes back as `problem`; other errors are raised."""
         asked: dict[str, Any] = {"slide_id": work.candidate.slide_id, "start": work.start}
         asked["spots"] = work.stop - work.start
         try:
@@ -293,7 +285,6 @@ class SlideWorker:
             if self._open is not None:
                 self._open.close()
             self._open = None
-            assert self._root is not None, "there is a lake to write to"
             self._open = _opened(work, judged(), Lake.open(self._root), self._settings)
         return self._open
 

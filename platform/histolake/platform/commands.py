@@ -16,7 +16,7 @@ import typer
 from histolake.platform.cli import PartsGroup
 
 if TYPE_CHECKING:
-    from histolake.platform.lake import Lake
+    from histolake.platform.lake import Lake, Snapshot
 
 __all__ = ["export", "lake", "settings"]
 
@@ -28,7 +28,10 @@ WhereOption = Annotated[
     str | None,
     typer.Option("--where", help="Only rows for which this is true: organ = 'breast' and um_per_px < 1", metavar="SQL"),
 ]
-VersionOption = Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", metavar="VERSION", help="Lake version: a number or a tag; the newest if not given."),
+]
 
 lake = typer.Typer(
     name="lake",
@@ -51,6 +54,14 @@ def open_lake(uri: str | None, *, create: bool = False) -> Lake:
     if not named:
         raise UsageError("No lake is named; give --lake URI or set HISTOLAKE_LAKE.")
     return Lake.open(named, create=create)
+
+
+def open_version(uri: str | None, version: str | None) -> Snapshot:
+    """The lake at a version that was asked for; says so where slides of it were forgotten."""
+    snapshot = open_lake(uri).at(version)
+    if snapshot.notice:
+        typer.echo(snapshot.notice, err=True)
+    return snapshot
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
@@ -101,8 +112,9 @@ def slides(
     """
     from histolake.platform.lake.where import select
 
-    opened = open_lake(lake_uri)
-    table = select(opened.catalog.slides(), where) if every else opened.at(version).slides(where=where)
+    snapshot = open_version(lake_uri, version)
+    opened = snapshot.lake
+    table = select(opened.catalog.slides(), where) if every else snapshot.slides(where=where)
     rows = [flat(row) for row in table.drop_columns(["fragments"]).to_pylist()]
     columns = ["slide_id", "status", "n_pairs", "n_rejections", "patient", "technology", "um_per_px", "flags"]
     columns = [*columns, "published_in", "retired_in"] if every else [*columns, "published_in"]
@@ -122,8 +134,7 @@ def rejections(
 
     Example: `histolake lake rejections --lake /data/lake --where "rule = 'min_genes' and organ = 'breast'"`
     """
-    opened = open_lake(lake_uri)
-    rows = opened.at(version).rejections(where).to_pylist()
+    rows = open_version(lake_uri, version).rejections(where).to_pylist()
     columns = ["slide_id", "barcode", "rule", "figure", "limit", "reason"]
     show(rows, columns, as_json=as_json, empty="Nothing was refused.")
 
@@ -229,9 +240,8 @@ def export(
     from histolake.platform.export import export as write
     from histolake.platform.storage import Location
 
-    opened = open_lake(lake_uri)
-    place = Location.parse(to) if to else opened.root.join("exports", name)
-    snapshot = opened.at(version)
+    snapshot = open_version(lake_uri, version)
+    place = Location.parse(to) if to else snapshot.lake.root.join("exports", name)
     chosen = tuple(slide) if slide else None
     if where is not None:
         found = snapshot.slides(where=where)["slide_id"].to_pylist()

@@ -8,14 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, WhereOption, flat, open_lake, show
+from histolake.platform.commands import (
+    JsonFlag,
+    LakeOption,
+    VersionOption,
+    WhereOption,
+    flat,
+    open_lake,
+    open_version,
+    show,
+)
 
 __all__ = ["diff", "history", "show_slide"]
 
 
 def diff(
-    earlier: Annotated[int, typer.Argument(help="A version, as `histolake lake history` lists them.")],
-    later: Annotated[int | None, typer.Argument(help="A later version; the newest if not given.")] = None,
+    earlier: Annotated[str, typer.Argument(help="A version or a tag, as `histolake lake history` lists them.")],
+    later: Annotated[str | None, typer.Argument(help="A later version; the newest if not given.")] = None,
     lake_uri: LakeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -109,7 +118,7 @@ def show_slide(
 
     if slide_id is None and where is None:
         raise UsageError("Name a slide, or choose some with --where; `histolake lake slides` lists them.")
-    snapshot = open_lake(lake_uri).at(version)
+    snapshot = open_version(lake_uri, version)
     table = snapshot.slides(include_refused=True, where=where)
     rows = [row for row in table.to_pylist() if slide_id in (None, row["slide_id"])]
     if not rows:

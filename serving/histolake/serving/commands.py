@@ -86,7 +86,8 @@ def evaluate(
     lake: Annotated[str | None, typer.Option(help="URI of the lake.", envvar="HISTOLAKE_LAKE")] = None,
     side: Annotated[list[str] | None, typer.Option(help="validation or test; may be given twice.")] = None,
     version: Annotated[
-        int | None, typer.Option(help="Lake version; the one the model was trained on if left out.")
+        str | None,
+        typer.Option(help="Lake version: a number or a tag; the one the model was trained on if left out."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything, figures per gene too, to this JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout, nothing else.")] = False,
@@ -124,9 +125,12 @@ def evaluate(
     documents: list[dict[str, Any]] = []
     for model in models:
         subject = _subject(find_published(model, settings))
-        at = version if version is not None else int(subject.card["lake"]["version"])
+        at = opened.resolve(version if version is not None else int(subject.card["lake"]["version"]))
         if at not in evaluators:
-            evaluators[at] = Evaluator(opened.at(at), lambda what: progress.print(what, style="dim", highlight=False))
+            snapshot = opened.at(at)
+            if snapshot.notice:
+                progress.print(snapshot.notice, highlight=False)
+            evaluators[at] = Evaluator(snapshot, lambda what: progress.print(what, style="dim", highlight=False))
         for name in sides:
             with evaluators[at].snapshot.reading(f"evaluate {model}"):
                 found = evaluators[at].run(subject, name)

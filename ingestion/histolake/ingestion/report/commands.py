@@ -31,7 +31,9 @@ def report(
         str | None,
         typer.Option("--where", help="Only sections for which this holds, such as \"organ = 'breast'\"."),
     ] = None,
-    version: Annotated[int | None, typer.Option("--version", help="Lake version; the newest if not given.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Lake version: a number or a tag; the newest if not given.")
+    ] = None,
     to: Annotated[str, typer.Option("--to", help="Where to write the page; outside the lake.")] = "report.html",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Sections shown with a picture, at most.")] = 200,
     map_pairs: Annotated[
@@ -75,7 +77,7 @@ def write_report(
     to: str,
     cohorts: Sequence[str] = (),
     where: str | None = None,
-    version: int | None = None,
+    version: int | str | None = None,
     limit: int = 200,
     map_pairs: int = 4000,
     embeddings: str | None = None,
@@ -92,6 +94,8 @@ def write_report(
     if place.uri == lake.uri or place.uri.startswith(lake.uri.rstrip("/") + "/"):
         raise UsageError(f"The report {place} would lie in the lake and outlive what is forgotten; write it elsewhere.")
     snapshot = lake.at(version)
+    if snapshot.notice:
+        typer.echo(snapshot.notice, err=True)
     slides, chosen = _choose(snapshot, cohorts, where)
     with snapshot.reading("report"), _telling() as tell:
         loaded = load_settings()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -13,15 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from histolake.platform.errors import LakeNotFoundError, VersionError
-from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
+from histolake.platform.errors import LakeNotFoundError
+from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
+from histolake.platform.lake.embeddings import EmbeddingTables
+from histolake.platform.lake.forgotten import forgotten_of, notice
 from histolake.platform.lake.genes import GeneTable
 from histolake.platform.lake.images import LakeImages
 from histolake.platform.lake.leases import Lease, LeaseKeeper
 from histolake.platform.lake.pairs import PairsTable
 from histolake.platform.lake.snapshot import Snapshot
+from histolake.platform.lake.versions import resolve
 from histolake.platform.schemas import REJECTIONS, SLIDES
 from histolake.platform.storage import Location, StoreSettings
 
@@ -36,6 +39,7 @@ class Lake:
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
         self.images = LakeImages(root)
+        self.embeddings = EmbeddingTables(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 
@@ -86,17 +90,24 @@ class Lake:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def at(self, version: int | None = None) -> Snapshot:
-        """The lake at a version; the newest if none is named. Raises `VersionError`."""
-        newest = self.version
-        if version is None:
-            version = newest
-        if not 0 <= version <= newest:
-            raise VersionError(f"{self.uri} has no version {version}; it has 0 to {newest}.")
-        rows = self.catalog.slides()
-        retired = pc.fill_null(pc.less_equal(rows["retired_in"], version), False)
-        here = pc.and_(pc.less_equal(rows["published_in"], version), pc.invert(retired))
-        return Snapshot(self, version, rows.filter(here).sort_by([("slide_id", "ascending"), ("status", "ascending")]))
+    def at(self, version: int | str | None = None) -> Snapshot:
+        """The lake at a version, given by its number (as text, too) or by a tag; the newest if none is named.
+
+        Raises `VersionError` for one that is not there, or was expired.
+        """
+        table = self.catalog.table("slides")
+        properties = self.catalog.properties(table)
+        number = resolve(version, table.version(), properties, self.uri)
+        rows = self.catalog.slides(table=table)
+        retired = pc.fill_null(pc.less_equal(rows["retired_in"], number), False)
+        here = pc.and_(pc.less_equal(rows["published_in"], number), pc.invert(retired))
+        rows = rows.filter(here).sort_by([("slide_id", "ascending"), ("status", "ascending")])
+        return Snapshot(self, number, rows, notice(forgotten_of(properties), number))
+
+    def resolve(self, version: int | str | None = None) -> int:
+        """The number of a version that is given by number or by a tag. Raises `VersionError`."""
+        table = self.catalog.table("slides")
+        return resolve(version, table.version(), self.catalog.properties(table), self.uri)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -119,27 +130,33 @@ class Lake:
         for row in self.catalog.live([slide_id])[slide_id]:
             if all(row[key] == value for key, value in digests.items()):
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
-        dead = find_dead(self.root, self.catalog, self.pairs, self.keeper, (slide_id, source_digest, settings_digest))
-        ingest_id = dead.lease_id if dead else new_ingest_id()
-        now = time.time()
         lease = Lease(
-            lease_id=ingest_id,
+            lease_id=new_ingest_id(),
             kind="write",
             purpose=f"ingest {source}",
-            started_s=now,
-            renewed_s=now,
             slide_id=slide_id,
-            plan=dead.plan if dead else None,
             source_digest=source_digest,
             settings_digest=settings_digest,
         )
-        if dead is not None and lease.seal(self.root, "adopt"):
-            self.keeper.hold(lease)
-            return Attempt(**common, state="adopted", ingest_id=ingest_id, plan=dead.plan)
-        if dead is not None:  # somebody else was first to adopt it
-            return self.begin(slide_id, **digests, source=source)
+        dead = self._adopt(lease)
+        if dead is not None:
+            after = (dead.plan or {}).get("after", -1)
+            return Attempt(**common, state="adopted", ingest_id=dead.lease_id, plan=dead.plan, after=after)
+        after = self.pairs.last_id()
         self.keeper.hold(lease)
-        return Attempt(**common, state="new", ingest_id=ingest_id)
+        return Attempt(**common, state="new", ingest_id=lease.lease_id, after=after)
+
+    def _adopt(self, lease: Lease) -> Lease | None:
+        """Make a dead attempt at what a lease is about to attempt our own, if there is one that is complete."""
+        wanted = (lease.slide_id or "", lease.source_digest or "", lease.settings_digest or "")
+        while (dead := find_dead(self.root, self.catalog, self.pairs, self.keeper, wanted)) is not None:
+            mine = replace(lease, lease_id=dead.lease_id, plan=dead.plan)
+            if not self.keeper.adopt(mine):
+                continue  # somebody else was first: another adopts it, or vacuum drops it
+            if is_complete(mine, self.catalog, self.pairs):
+                return mine
+            self.keeper.release(mine.lease_id)  # vacuum dropped it before we sealed it
+        return None
 
     def publish(self, attempts: Sequence[Attempt]) -> int:
         """Publish staged attempts in one catalogue commit; returns the lake version that holds them.
@@ -153,12 +170,20 @@ class Lake:
             return self.version
         for attempt in attempts:
             attempt.seal()
+        dataset = self.pairs.newest()
+        for attempt in attempts:
+            attempt.verify(dataset)
         when = datetime.now(UTC)
         software = f"histolake {package_version('histolake')}"
+
+        done: set[str] = set()
 
         def rows(version: int, live: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             made: list[dict[str, Any]] = []
             for attempt in attempts:
+                if attempt.ingest_id in done:
+                    continue
+                attempt.hold_on()
                 new = {**attempt.row(version), "when": when, "software": software}
                 current = live[attempt.slide_id]
                 new = carry(new, current)
@@ -173,7 +198,7 @@ class Lake:
                 made.append(new)
             return made
 
-        version = self.catalog.commit([a.slide_id for a in attempts], rows, [a.ingest_id for a in attempts])
+        version = self.catalog.commit([a.slide_id for a in attempts], rows, [a.ingest_id for a in attempts], done=done)
         for attempt in attempts:
             self.keeper.release(attempt.ingest_id)
         return version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,9 +41,10 @@ class Chunk:
 class Snapshot:
     """What one version of a lake holds. Made by `Lake.at`; does not change, whatever is published later."""
 
-    def __init__(self, lake: Lake, version: int, slides: pa.Table) -> None:
+    def __init__(self, lake: Lake, version: int, slides: pa.Table, notice: str | None = None) -> None:
         self.lake = lake
         self.version = version
+        self.notice = notice  # one line to tell, where slides of this version were forgotten
         self._slides = slides
         self._dataset: Any = None
 
@@ -102,13 +102,15 @@ class Snapshot:
 
     @contextmanager
     def reading(self, purpose: str) -> Iterator[None]:
-        """Hold a lease, so that nothing of this version is vacuumed while the block runs."""
-        now = time.time()
-        lease = Lease(
-            lease_id=uuid.uuid4().hex, kind="read", purpose=purpose, started_s=now, renewed_s=now, version=self.version
-        )
+        """Hold a lease, so that nothing of this version is expired or vacuumed while the block runs.
+
+        Raises `VersionError` where it was expired between `Lake.at` and now: `lake.expire` moves the floor before it
+        looks at the leases, and here the lease is written before the floor is looked at.
+        """
+        lease = Lease(lease_id=uuid.uuid4().hex, kind="read", purpose=purpose, version=self.version)
         self.lake.keeper.hold(lease)
         try:
+            self.lake.resolve(self.version)
             yield
         finally:
             self.lake.keeper.release(lease.lease_id)
