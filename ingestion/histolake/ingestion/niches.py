@@ -121,9 +121,11 @@ def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool, run: slice
     """
     from scipy.sparse import csr_array, eye_array
 
-    n = len(niches)
-    ones = np.ones(len(niches.indices), dtype=np.float32)
-    choose_NN = csr_array((ones, niches.indices, niches.indptr), shape=(n, n))
+    start, stop, _ = run.indices(len(niches))
+    indptr = niches.indptr[start : stop + 1]
+    others = niches.indices[indptr[0] : indptr[-1]]
+    ones = np.ones(len(others), dtype=np.float32)
+    choose = csr_array((ones, others, indptr - indptr[0]), shape=(stop - start, len(niches)))
     if include_self:
-        choose_NN = choose_NN + eye_array(n, dtype=np.float32, format="csr")
-    return choose_NN[run] @ counts_NG
+        choose = choose + eye_array(stop - start, len(niches), k=start, dtype=np.float32, format="csr")
+    return choose @ counts_NG
