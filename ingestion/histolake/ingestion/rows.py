@@ -114,7 +114,7 @@ class SectionRows:
                 "spot_image": pa.array(spots.jpegs if spots else [None] * (stop - start), pa.binary()),
                 "niche_image": pa.array(niches.jpegs if niches else [None] * (stop - start), pa.binary()),
                 "sentence": pa.array(self._sentences(counts), pa.string()),
-                "niche_sentence": pa.array(self._sentences(around), pa.string()),
+                "niche_sentence": pa.array(self._sentences.of_sums(around), pa.string()),
                 "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._gene_ids_U[counts.indices])),
                 "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, f32)),
                 "niche": pa.array(niche_ids, pa.list_(pa.binary(PAIR_ID_BYTES))),

@@ -10,7 +10,7 @@ Axes: N spots, G genes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,11 +54,20 @@ class GeneSentences:
         self._length = settings.length
 
     def __call__(self, counts_NG: Any) -> list[str]:
-        """One sentence a row of a sparse (N, G) matrix of counts or of sums of counts; "" for a row that has none."""
+        """One sentence a row of a sparse (N, G) matrix; "" for a row that has none."""
         values = counts_NG.data.astype(np.float32, copy=False)
+        runs = (slice(*ends) for ends in pairwise(counts_NG.indptr.tolist()))
+        return self._sentences((values[run], counts_NG.indices[run]) for run in runs)
+
+    def of_sums(self, sums_G: Iterable[np.ndarray]) -> list[str]:
+        """One sentence an array of a value a gene, float32 (G,), such as the sum of some spots' counts."""
+        genes = np.arange(len(self._told_G))
+        return self._sentences((values, genes) for values in sums_G)
+
+    def _sentences(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[str]:
         least, out = np.float32(0), []
-        for start, stop in pairwise(counts_NG.indptr.tolist()):
-            sentence, least = self._sentence(values[start:stop], counts_NG.indices[start:stop], least)
+        for values, genes in rows:
+            sentence, least = self._sentence(values, genes, least)
             out.append(sentence)
         return out
 
