@@ -49,7 +49,7 @@ _LOG = {
 # What publishing must know of a live row.
 LIVE = (
     *("slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"),
-    *(*CORRECTABLE, "corrected"),
+    *(*CORRECTABLE, "corrected", "first_published"),
 )
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]

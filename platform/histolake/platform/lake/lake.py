@@ -17,6 +17,7 @@ from histolake.platform.errors import LakeNotFoundError
 from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
+from histolake.platform.lake.embeddings import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
 from histolake.platform.lake.genes import GeneTable
 from histolake.platform.lake.images import LakeImages
@@ -38,6 +39,7 @@ class Lake:
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
         self.images = LakeImages(root)
+        self.embeddings = EmbeddingTables(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 
