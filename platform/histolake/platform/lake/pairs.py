@@ -11,9 +11,7 @@ among the fragments that are newer than the attempt, not among all.
 from __future__ import annotations
 
 import json
-import random
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.again import again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
@@ -118,7 +117,7 @@ class PairsTable:
         """The newest `LanceDataset`, the caller's own."""
         import lance
 
-        return lance.dataset(self.location.uri, storage_options=self.location.lance_options())
+        return again(lambda: lance.dataset(self.location.uri, storage_options=self.location.lance_options()))
 
     def newest(self) -> Any:
         """The newest `LanceDataset`, for a look at its fragments; its manifest is read if it is not the one at hand."""
@@ -139,6 +138,7 @@ class PairsTable:
         fragments are looked through.
         """
         import lance
+        from lance.commit import CommitConflictError
         from lance.fragment import FragmentMetadata
 
         if not fragments:
@@ -153,9 +153,9 @@ class PairsTable:
             try:
                 # Without retries: Lance would take a commit that only seemed to fail for another writer's.
                 done = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
-            except OSError as error:
+            except (OSError, CommitConflictError) as error:
                 failure = error
-                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                pause(attempt)
                 continue
             with self._lock:
                 self._held = done
@@ -214,26 +214,40 @@ class PairsTable:
         for fragment_id in fragment_ids:
             part = dataset.get_fragment(fragment_id)
             if part is not None:
-                first = part.to_table(columns=["ingest_id"], limit=1)
-                owners.setdefault(first["ingest_id"][0].as_py(), []).append(fragment_id)
+                owners.setdefault(self._owner(part), []).append(fragment_id)
         return owners
+
+    def _owner(self, part: Any) -> str:
+        """The ingest_id of a fragment; "" where its file is gone, which then belongs to nobody."""
+        try:
+            first = again(lambda: part.to_table(columns=["ingest_id"], limit=1))
+        except OSError:
+            if all(self.location.join("data", file.path).exists() for file in part.data_files()):
+                raise
+            return ""
+        return str(first["ingest_id"][0].as_py())
 
     def drop(self, fragments: dict[str, list[int]]) -> None:
         """Drop whole fragments, given by ingest_id. The predicate kept in Lance's log names random ingest_ids only."""
         import lance
+        from lance.commit import CommitConflictError
 
-        dataset = self.open()
-        present = {part.fragment_id for part in dataset.get_fragments()}
-        ids = sorted({fragment for owned in fragments.values() for fragment in owned} & present)
-        if not ids:
-            return
         listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(fragments))
-        lance.LanceDataset.commit(
-            self.location.uri,
-            lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})"),
-            read_version=dataset.version,
-            storage_options=self.location.lance_options(),
-        )
+        wanted = {fragment for owned in fragments.values() for fragment in owned}
+        failure: Exception | None = None
+        for attempt in range(COMMIT_TRIES):
+            dataset = self.open()
+            ids = sorted(wanted & {part.fragment_id for part in dataset.get_fragments()})
+            if not ids:
+                return  # also after a commit that only seemed to fail
+            operation = lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})")
+            try:
+                lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
+                return
+            except (OSError, CommitConflictError) as error:
+                failure = error
+                pause(attempt)
+        raise ConflictError(f"Fragments could not be dropped in {COMMIT_TRIES} tries: {failure}") from failure
 
     def clean(self, older_than_s: float) -> int:
         """Forget old Lance versions, and remove data files that no version names and that are older than a moment
