@@ -116,7 +116,7 @@ def test_blocks_are_counted_pair_by_pair_and_their_figures_marked(curated: Lake)
             for row in curated.at().slides().to_pylist()
         ]
     )
-    assert list(pairs.values()) == [int((codes == code).sum()) for code in (0, 2, -1)]
+    assert list(pairs.values()) == [int((codes == code).sum()) for code in (0, 2, 3)]
     assert "Every figure from test is marked: same section (7 of 7 slides)." in said
 
 

@@ -175,7 +175,7 @@ class Split:
         return place(rows, lambda row: Placing(self._drawn(*unit_of(row))))
 
     def rows(self, slide: Row, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-        """The sides of pairs of a slide that is on `BLOCKS`, at these places: int8 (N,), indices into `SIDES`, -1 for
+        """The sides of pairs of a slide that is on `BLOCKS`, at these places: int8 (N,), indices into `SIDES`, 3 for
         those left out. A pure function of the slide's id and niche_um and of the places."""
         gap_um = self._gap_of(slide)
         if self.kind != "blocks" or gap_um is None:

@@ -4,7 +4,8 @@ slides.json        every slide of the split with its side, study and patient
 reference.parquet  one row a training pair: ids, place, sentence, both vectors, expression of the chosen genes
 genes.json         the most variable of the well expressed genes, chosen on training pairs alone
 calibration.json   neighbours and temperature of the prediction, chosen on the validation side (or on training pairs
-                   against the other training slides where there is no validation side; the file says which)
+                   against the other training slides where there is no validation side; the file says which, and how
+                   that side is tied to training: "same patient")
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from histolake.platform.marks import mark_of
 from histolake.platform.selection import Selection
 from histolake.platform.splits import Split
 from histolake.training.expression import GeneChooser, normalised
@@ -78,6 +80,8 @@ def write_reference(
     _write_genes(target, snapshot, gene_ids)
     _write_rows(target, reference)
     predict = calibrate(reference, held_out) | {"side": "validation" if held_out else "train"}
+    if held_out and (mark := mark_of("validation", snapshot.slides(), sides)):
+        predict |= {"mark": mark}
     (target / "calibration.json").write_text(json.dumps({"predict": predict}, indent=1), encoding="utf-8")
     if held_out is None:
         return {}

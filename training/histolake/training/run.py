@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import UsageError
-from histolake.platform.marks import marks
+from histolake.platform.marks import mark_of
 from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Split, read_slides
+from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Split
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
 from histolake.training.loop import CHECKPOINT_FILE, TrainPlan, fit
@@ -251,10 +251,7 @@ class _Job:
 
     def _mark(self) -> str:
         """What ties the validation side to the slides that train."""
-        known = {row["slide_id"]: row for row in read_slides(self.snapshot.slides())}
-        on = {s: [known[k] for k, side in self.sides.items() if side in (s, BLOCKS)] for s in ("validation", "train")}
-        found = marks(on["validation"], on["train"])
-        return ", ".join(dict.fromkeys(mark for slide in found.values() for mark in slide))
+        return mark_of("validation", self.snapshot.slides(), self.sides)
 
     def _some_sentences(self) -> list[str]:
         sentences: list[str] = []
