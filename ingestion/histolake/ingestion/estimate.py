@@ -17,7 +17,7 @@ from histolake.ingestion.discover import Candidate
 from histolake.ingestion.images import open_image
 from histolake.ingestion.rows import IngestSettings, widths_um
 from histolake.ingestion.slide import Slide
-from histolake.ingestion.tiling import PatchSettings, tile_pairs
+from histolake.ingestion.tiling import PairTiler, PatchSettings
 from histolake.ingestion.worker import Look, look_and_keep
 
 __all__ = ["SAMPLE", "Estimate", "survey"]
@@ -58,9 +58,10 @@ def _a_spot(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
     try:
         began = time.perf_counter()
         spot_um, niche_um = widths_um(slide, patches)
-        tiles = tile_pairs(
+        tiler = PairTiler(
             image, slide.xy_px[chosen], spot_um=spot_um, niche_um=niche_um, um_per_px=um_per_px, settings=patches
         )
+        tiles = tiler.pairs(0, len(chosen))
         jpegs = [jpeg for of_each in tiles for jpeg in of_each.jpegs]
         seconds = time.perf_counter() - began
     finally:

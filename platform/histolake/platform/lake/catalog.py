@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 
 from histolake.platform.errors import ConflictError, IntegrityError
 from histolake.platform.lake.again import FAILURES, again, pause
@@ -33,6 +34,8 @@ COMPACT_FILES = 24  # small files after which a table is compacted in passing
 FILE_BYTES = (
     1 << 20
 )  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
+KEEP_COMMITS = 1_000  # in a table's log, for `lake history`; the tables need none before their newest checkpoint
+THIN_EVERY = 16  # commits
 MOST_NAMED = 64  # versions that the predicate of a merge names one by one; more are named as a range
 
 # No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
@@ -41,8 +44,10 @@ _ONCE = CommitProperties(max_commit_retries=0)
 _LOG = {
     "delta.checkpointInterval": "20",  # commits that are read one by one when a table is opened
     # A checkpoint lists the files that were retired within this time. `clean` needs no list to remove them.
-    "delta.deletedFileRetentionDuration": "interval 1 hours",
+    "delta.deletedFileRetentionDuration": "interval 10 minutes",
 }
+# The library would look through the whole log for expired commits after every one; `_thin_log` does it now and then.
+_HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 # What publishing must know of a live row.
 LIVE = (
@@ -136,12 +141,18 @@ class Catalog:
                     return  # the commit that seemed to fail had succeeded
                 table = self._newest(name)
                 try:
-                    write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+                    write_deltalake(
+                        table,
+                        rows.replace_schema_metadata(None),
+                        mode="append",
+                        commit_properties=_ONCE,
+                        post_commithook_properties=_HOOKS,
+                    )
                 except FAILURES as error:
                     failure = error
                     self._lost(name, attempt)
                     continue
-                self._compact_in_passing(name, table)
+                self._keep_small(name, table)
                 return
         raise ConflictError(f"Rows could not be added to {name} in {PUBLISH_TRIES} tries: {failure}") from failure
 
@@ -244,7 +255,7 @@ class Catalog:
                     raise IntegrityError(
                         f"Version {version} was published as {table.version()}; `histolake lake check`."
                     )
-                self._compact_in_passing("slides", table)
+                self._keep_small("slides", table)
                 return version
         raise ConflictError(
             f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
@@ -257,7 +268,14 @@ class Catalog:
         if not retired:
             known = {field.name for field in table.schema().fields}
             mode: Literal["merge"] | None = None if known.issuperset(source.schema.names) else "merge"
-            write_deltalake(table, source, mode="append", schema_mode=mode, commit_properties=once)
+            write_deltalake(
+                table,
+                source,
+                mode="append",
+                schema_mode=mode,
+                commit_properties=once,
+                post_commithook_properties=_HOOKS,
+            )
             return
         merge = table.merge(
             source,
@@ -266,6 +284,7 @@ class Catalog:
             target_alias="old",
             merge_schema=True,
             commit_properties=once,
+            post_commithook_properties=_HOOKS,
         )
         merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
 
@@ -325,13 +344,32 @@ class Catalog:
 
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
-    def _compact_in_passing(self, name: str, table: DeltaTable) -> None:
+    def _keep_small(self, name: str, table: DeltaTable) -> None:
+        """In passing: few small files, and a short log."""
         sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
         if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
             try:
-                table.optimize.compact(target_size=FILE_BYTES, commit_properties=_ONCE)
+                table.optimize.compact(
+                    target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
+                )
             except FAILURES:
                 self._held.pop(name, None)  # another writer was at work; the next one compacts
+        if table.version() % THIN_EVERY == 0:
+            self._thin_log(name, table.version())
+
+    def _thin_log(self, name: str, version: int) -> None:
+        """Remove commits that are older than `KEEP_COMMITS` and than a checkpoint: listing the log is part of every
+        commit. The oldest go first, so that whatever is left is whole."""
+        files = {}
+        for entry in self.root.join(name, "_delta_log").entries(recursive=False):
+            number = entry.location.name.partition(".")[0]
+            if number.isdigit():
+                files[entry.location] = int(number)
+        checkpoints = [v for place, v in files.items() if ".checkpoint" in place.name and v <= version - KEEP_COMMITS]
+        for place, found in files.items():
+            if found < max(checkpoints, default=0):
+                with suppress(FileNotFoundError):  # another writer does the same
+                    place.delete()
 
     def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
         """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -25,11 +27,14 @@ from histolake.platform.lake.again import again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
-__all__ = ["Fragment", "PairsTable", "PairsWriter"]
+__all__ = ["Fragment", "PairsTable", "PairsWriter", "forget_opened"]
 
 COMMIT_TRIES = 40
 METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
+MANIFEST = ".manifest"
+KEEP_MANIFESTS = 16  # of the newest versions, which another process may be about to read
+KEEP_MANIFESTS_S = 300.0  # and those of this time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +164,8 @@ class PairsTable:
                 continue
             with self._lock:
                 self._held = done
+            if done.version % KEEP_MANIFESTS == 0:
+                self._thin()
             found = self.locate(fragments, max(after, _last_id(dataset)), done)
             if found is not None:
                 return found
@@ -192,6 +199,17 @@ class PairsTable:
                 return None
             found.append({"id": int(part.fragment_id), "rows": fragment.rows})
         return found
+
+    def _thin(self) -> None:
+        """Remove manifests of old versions, for each lists every fragment: a day of ingest into a large lake would
+        leave tens of gigabytes. Data files are vacuum's, also those that only an old version names."""
+        before_s = time.time() - KEEP_MANIFESTS_S
+        listed = [e for e in self.location.join("_versions").entries(recursive=False) if e.location.suffix == MANIFEST]
+        # The name counts down from 2^64 - 1, so that a listing begins with the newest.
+        for entry in sorted(listed, key=lambda entry: entry.location.name)[KEEP_MANIFESTS:]:
+            if entry.modified_s < before_s:
+                with suppress(FileNotFoundError):  # another writer does the same
+                    entry.location.delete()
 
     def holds(self, fragments: Sequence[Fragment], located: Sequence[dict[str, int]], dataset: Any) -> bool:
         """Whether fragments are still where they were located."""
@@ -294,6 +312,11 @@ def _to_write_to(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
     """The table as a place to write files to: opened once a process, for Lance wants its schema and reads the whole
     manifest for it. It need not be the newest."""
     return _open_for_writing(uri, dict(options) or None)
+
+
+def forget_opened() -> None:
+    """Let go of the tables that this process opened to write to, as one that starts has none."""
+    _to_write_to.cache_clear()
 
 
 def _last_id(dataset: Any) -> int:
