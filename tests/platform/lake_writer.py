@@ -53,11 +53,16 @@ def ingest(
     patient: str = "P1",
     refused: int = 2,
     image: str | None = None,
+    whole: bool = False,
 ) -> int:
-    """Ingest a slide in two fragments; returns the lake version."""
+    """Ingest a slide in two fragments; returns the lake version. A `whole` one brings a gene that the lake lacks and a
+    picture, too."""
     attempt = lake.begin(slide_id, source_digest=digest, settings_digest="plain", source=f"generated:{slide_id}")
     if attempt.state == "new":
         half = count // 2
+        if whole:
+            lake.resolve_genes([f"NEW-{slide_id}-{digest}"], allocate=True)
+            lake.images.write(lake.images.picture(attempt.ingest_id), lambda path: path.write_bytes(b"a picture"))
         fragments = [
             attempt.pairs.write(rows(slide_id, digest, half)),
             attempt.pairs.write(rows(slide_id, digest, count - half, first=half)),
