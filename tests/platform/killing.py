@@ -19,7 +19,7 @@ from histolake.platform.lake import Lake
 from histolake.platform.lake.leases import read_leases
 from histolake.platform.schemas import PAIRS
 
-__all__ = ["POINTS", "content", "leftovers", "published", "start", "undisturbed"]
+__all__ = ["POINTS", "content", "contents", "leftovers", "published", "start", "undisturbed"]
 
 LAKE = "histolake.platform.lake"
 # Every commit point: what was done last when the writer dies.
@@ -29,7 +29,7 @@ POINTS = {
     "picture": f"{LAKE}.images:LakeImages.write",
     "fragment": f"{LAKE}.pairs:PairsWriter.write",  # the first of two
     "plan": f"{LAKE}.attempt:Attempt._plan",
-    "rejections": f"{LAKE}.catalog:Catalog.append",
+    "rejections": f"{LAKE}.attempt:Attempt._write_rejections",
     "pairs": f"{LAKE}.pairs:PairsTable.append",
     "seal": f"{LAKE}.leases:LeaseKeeper.seal",
     "catalogue": f"{LAKE}.catalog:Catalog.commit",
@@ -75,22 +75,26 @@ def undisturbed(folder: Path, history: Sequence[Task]) -> str:
 
 def content(lake: Lake, version: int | None = None) -> str:
     """A hash of all that a version holds, but for what is random or a matter of order: ingest_ids, versions."""
+    return hashlib.sha256(repr(sorted(contents(lake, version).items())).encode()).hexdigest()
+
+
+def contents(lake: Lake, version: int | None = None) -> dict[str, str]:
+    """The same for each of its slides: slide_id -> hash."""
     snapshot = lake.at(version)
-    digest = hashlib.sha256()
-    for batch in snapshot.pairs(CONTENT):
-        digest.update(repr(batch.to_pylist()).encode())
+    refused: dict[str, list[str]] = {}
+    for row in snapshot.rejections().drop_columns(["ingest_id"]).to_pylist():
+        refused.setdefault(row["slide_id"], []).append(repr(row))
     slides = snapshot.slides(include_refused=True)
-    digest.update(repr(slides.select(SLIDES).to_pylist()).encode())
-    rejected = snapshot.rejections().drop_columns(["ingest_id"]).to_pylist()
-    digest.update(repr(sorted(map(str, rejected))).encode())
-    shown = {slide_id: lake.images.picture(i).exists() for slide_id, i in _ingests(slides)}
-    digest.update(repr(sorted(shown.items())).encode())
-    return digest.hexdigest()
-
-
-def _ingests(slides: object) -> list[tuple[str, str]]:
-    rows = slides.select(["slide_id", "ingest_id"]).to_pylist()  # type: ignore[attr-defined] # an Arrow table
-    return [(row["slide_id"], row["ingest_id"]) for row in rows]
+    pictures = set(lake.images.files())
+    told: dict[str, list[str]] = {}
+    for row, ingest_id in zip(slides.select(SLIDES).to_pylist(), slides["ingest_id"].to_pylist(), strict=True):
+        mine = told.setdefault(row["slide_id"], sorted(refused.get(row["slide_id"], [])))
+        mine += [repr(row), f"picture: {ingest_id in pictures}"]
+    digests = {slide_id: hashlib.sha256(repr(mine).encode()) for slide_id, mine in told.items()}
+    for batch in snapshot.pairs(CONTENT):
+        for row in batch.to_pylist():
+            digests[row["slide_id"]].update(repr(row).encode())
+    return {slide_id: digest.hexdigest() for slide_id, digest in digests.items()}
 
 
 def leftovers(lake: Lake) -> list[str]:
