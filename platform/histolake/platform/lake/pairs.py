@@ -300,19 +300,22 @@ class PairsTable:
         """
         freed = 0
         for _ in range(2):  # the second pass takes what only the first one's manifests still named
-            freed += self.open().cleanup_old_versions(older_than=timedelta(0)).bytes_removed
-        dataset = self.open()
-        named = {
-            file.path
-            for version in dataset.versions()
-            for part in dataset.checkout_version(version["version"]).get_fragments()
-            for file in part.data_files()
-        }
+            freed += again(lambda: self.open().cleanup_old_versions(older_than=timedelta(0)).bytes_removed)
+        named = again(self._named_files)  # another vacuum may take a version away while we look
         for entry in self.location.join("data").entries():
             if entry.location.name not in named and entry.modified_s < older_than_s:
                 entry.location.delete()
                 freed += entry.size_bytes
         return freed
+
+    def _named_files(self) -> set[str]:
+        dataset = self.open()
+        return {
+            file.path
+            for version in dataset.versions()
+            for part in dataset.checkout_version(version["version"]).get_fragments()
+            for file in part.data_files()
+        }
 
 
 def _open_for_writing(uri: str, options: dict[str, str] | None) -> Any:
