@@ -99,7 +99,7 @@ def forget(
     ingest_ids = set(mine["ingest_id"].to_pylist())
 
     twins = _unlike(lake, set(slides))
-    leases = [lease for lease in read_leases(lake.root) if lease.slide_id in slides or _resembles(lease, slides)]
+    leases = [lease for lease in read_leases(lake.root) if _is_about(lease, slides)]
     dead = [lease for lease in leases if not lease.is_live()]
     ingest_ids |= {lease.lease_id for lease in dead}
 
@@ -108,15 +108,17 @@ def forget(
     fragments: dict[str, list[int]] = {}
     for row in mine.to_pylist():
         fragments.setdefault(row["ingest_id"], []).extend(part["id"] for part in row["fragments"] or [])
-    for owner, ids in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - _named_fragments(everything))).items():
-        if owner in ingest_ids:
-            fragments.setdefault(owner, []).extend(ids)
+    named = _named_fragments(everything)
+    for owner, ids in _unnamed(lake, named, ingest_ids).items():
+        fragments.setdefault(owner, []).extend(ids)
     images, freed_images = _drop_images(lake, ingest_ids)
     # An image that lay inside another file has a copy in this machine's cache; other machines' copies age.
     freed_images += sum(drop(uri) for uri in set(mine["image"].to_pylist()) if uri)
     embeddings = lake.embeddings.drop(ingest_ids)
     # The catalogue goes last, so that a repeat after a crash still finds what to forget.
     lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
+    # A compaction may have moved them since we looked; those that were just dropped it cannot move any more.
+    lake.pairs.drop(_unnamed(lake, named, ingest_ids))
     rejections = lake.catalog.delete("rejections", sorted(ingest_ids | twins)) - len(twins)
     catalog_rows = lake.catalog.delete("slides", sorted(ingest_ids | twins)) - len(twins)
     for lease in dead:
@@ -164,6 +166,11 @@ def _unlike(lake: Lake, slides: set[str]) -> set[str]:
     return {row["ingest_id"] for row in naming if row["status"] == "refused"}
 
 
+def _is_about(lease: Lease, slides: Sequence[str]) -> bool:
+    """Whether what a lease's holder has written may be of these slides; a compaction's may be of any."""
+    return lease.slide_id in slides or lease.kind == "rewrite" or _resembles(lease, slides)
+
+
 def _resembles(lease: Lease, slides: Sequence[str]) -> bool:
     """Whether an attempt at another slide names one of these as its look-alike."""
     record = (lease.plan or {}).get("record", {})
@@ -172,6 +179,12 @@ def _resembles(lease: Lease, slides: Sequence[str]) -> bool:
 
 def _pairs_by_ingest(rows: pa.Table) -> dict[str, int]:
     return {row["ingest_id"]: row["n_pairs"] for row in rows.select(["ingest_id", "n_pairs"]).to_pylist()}
+
+
+def _unnamed(lake: Lake, named: set[int], ingest_ids: set[str]) -> dict[str, list[int]]:
+    """Fragments of some ingests that the catalogue does not list."""
+    owners = lake.pairs.owners(sorted(lake.pairs.fragment_ids() - named))
+    return {owner: ids for owner, ids in owners.items() if owner in ingest_ids}
 
 
 def _named_fragments(rows: pa.Table) -> set[int]:
