@@ -76,11 +76,14 @@ class Places:
 
         def take() -> pa.Table:
             index_N = np.empty(len(row_N), dtype=np.int64)
-            for number, ingest_id in enumerate(ingest_ids):
-                here = np.flatnonzero(number_N == number)
-                index_N[here] = self._in_table(ingest_id, row_N[here])
+            dataset = None
+            while dataset is not self._open():  # looking for one ingest may open a newer table: all of it, or none
+                dataset = self._open()
+                for number, ingest_id in enumerate(ingest_ids):
+                    here = np.flatnonzero(number_N == number)
+                    index_N[here] = self._in_table(ingest_id, row_N[here])
             wanted, back_N = np.unique(index_N, return_inverse=True)
-            found = self._open().take(wanted.tolist(), columns=columns)
+            found = dataset.take(wanted.tolist(), columns=columns)
             return found if np.array_equal(back_N, np.arange(len(wanted))) else found.take(pa.array(back_N))
 
         try:
