@@ -95,7 +95,8 @@ def _slots() -> int:
 def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestSettings) -> dict[str, bytes]:
     """Read a section and judge its spots; the slide goes onto the shelf."""
     section: Begun = pickle.loads(row["item"])
-    shelf.wait_for(section.place)
+    if not section.is_known:  # the known ones are all read before any is written
+        shelf.wait_for(section.place)
     ingest_id = section.writer.ingest_id
     told: Look | SourceError
     try:
