@@ -68,6 +68,14 @@ def test_the_first_of_two_twins_stays_and_runs_follow_the_verdict(begun: dict[st
     assert isinstance(verdict.told, Twin) and verdict.told.of == "k/a-again" and verdict.runs == 0
 
 
+def test_the_order_of_reading_decides_nothing(begun: dict[str, Begun], lake: Lake) -> None:
+    sections = in_order(list(begun.values()))
+    told = [read(section, lake) for section in sections]
+    judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=sections, workers=2)
+    came = [[item.slide_id for item in judge.judge(sections[i], told[i]) if isinstance(item, Judged)] for i in (2, 1, 0)]
+    assert came == [[], [], ["k/a-again", "k/b", "k/c"]]
+
+
 def test_genes_have_numbers_before_a_run_is_given_out(begun: dict[str, Begun], lake: Lake) -> None:
     section = in_order([begun["b"]])[0]
     told = read(section, lake)
@@ -77,9 +85,9 @@ def test_genes_have_numbers_before_a_run_is_given_out(begun: dict[str, Begun], l
     symbols = [symbol for symbol, _ in told.unknown_genes]
     assert (lake.resolve_genes(symbols) >= 0).all()
     # Those of the next section are known by then, though they were not when it was read.
-    other = in_order([begun["c"]])[0]
+    other = in_order([begun["b"], begun["c"]])[1]
     before = lake.catalog.table("genes").version()
-    list(judge.judge(other, told))
+    assert list(judge.judge(other, told))
     assert lake.catalog.table("genes").version() == before
 
 

@@ -1,9 +1,9 @@
-"""Twins: sections whose content the lake holds under another name, told apart on the driver.
+"""Twins: sections whose content the lake holds under another name, told apart one after the other.
 
-The looks of a wave pass here in one order, those that replace a slide and then the others, by slide_id, so that of two twins the first stays whichever was read
-first. A refused twin stands only as long as the slide that it repeats: its row is written under a digest of its files
-and of that slide's ingest, so that forgetting the other, or its failing later in the same run, lets the twin in next
-time.
+The looks of a wave pass here in one order, those that replace a slide and then the others, each by slide_id, so that
+of two twins the same one stays whichever was read first. A refused twin stands only as long as the slide that it
+repeats: its row is written under a digest of its files and of that slide's ingest, so that forgetting the other, or its
+failing later in the same run, lets the twin in next time.
 """
 
 from __future__ import annotations
