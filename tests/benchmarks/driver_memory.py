@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.driver_memory [--work DIR] [--out FILE.json] [--quick]
 
-`histolake ingest` is run by its own functions over sections of 72 spots, each in files of its own, with Ray as it is. The memory is the driver's own (USS: what would be free if it ended), which leaves Ray's object
-store and the workers out; it is taken each time a section is done. `driver_peak_mb` is the highest of it,
-`driver_mb_per_1000_slides` the slope of a line through all after the first tenth, when every library is loaded: an
-outcome a section is kept for the summary, and nothing else should grow.
+`histolake ingest` is run by its own functions over sections of 72 spots, each in files of its own, with Ray as it is.
+The memory is the driver's own (USS: what would be free if it ended), which leaves Ray's object store and the workers
+out; it is taken each time a section is done. `driver_peak_mb` is the highest of it, `driver_mb_per_1000_slides` the
+slope of a line through all after the first tenth, when every library is loaded: an outcome a section is kept for the
+summary, and nothing else should grow.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks.alone import Figures, main
+from tests.ingestion.conftest import write_section
 
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.pipeline import ingest, ingest_settings
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
-from tests.benchmarks.alone import Figures, main
-from tests.ingestion.conftest import write_section
 
 __all__ = ["measure", "own_mb"]
 
