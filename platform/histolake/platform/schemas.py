@@ -96,7 +96,9 @@ CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "
 
 SLIDES = _schema(
     "slides",
-    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected: null there
+    # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected, 2 lacks reverted_to:
+    # null there
+    3,
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt
@@ -114,6 +116,7 @@ SLIDES = _schema(
         *PROVENANCE,
         # columns that were corrected, and what the source says of them
         pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
+        pa.field("reverted_to", pa.int64()),  # the version whose row this is again; null where it is new
     ],
 )
 

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrackingSettings", "connect", "ensure_experiment", "models_that_saw", "tracking_uri"]
+__all__ = [
+    "TrackingSettings",
+    "Trained",
+    "connect",
+    "ensure_experiment",
+    "models_that_saw",
+    "tracking_uri",
+    "trained_on",
+]
 
 DEFAULT_URI = "sqlite:///histolake-mlflow.db"
 
@@ -102,6 +110,30 @@ def models_that_saw(settings: TrackingSettings, lake_uri: str, slide_ids: Iterab
         if sides:
             found.append(f"{version.name}/{version.version} ({', '.join(sides)})")
     return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A registered model version, and the lake version that it was trained on."""
+
+    name: str  # NAME/VERSION
+    lake_version: int
+
+
+def trained_on(settings: TrackingSettings, lake_uri: str) -> list[Trained]:
+    """The registered versions that were trained on a version of this lake, by name.
+
+    Nothing is made where nothing is tracked. Needs no torch.
+    """
+    uri = tracking_uri(settings)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []
+    found = [
+        Trained(name=f"{version.name}/{version.version}", lake_version=int(version.tags[TAG_LAKE_VERSION]))
+        for version in _all(connect(settings).search_model_versions)
+        if version.tags.get(TAG_LAKE_URI) == lake_uri and version.tags.get(TAG_LAKE_VERSION, "").isdigit()
+    ]
+    return sorted(found, key=lambda trained: trained.name)
 
 
 def read_lineage(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:

@@ -130,6 +130,8 @@ class Catalog:
     ) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
         wanted = sorted(set(slide_ids))
+        if not wanted:
+            return {}
         keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
         for row in _read(self.dataset("slides", table), SLIDES, list(columns), keep).to_pylist():
@@ -277,7 +279,7 @@ class Catalog:
                     "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
                     source_alias="new",
                     target_alias="old",
-                    commit_properties=_ONCE,
+                    commit_properties=_once({"did": "amended"}),
                 )
                 merge.when_matched_update(changed).execute()
                 return

@@ -83,7 +83,7 @@ def correct_rows(version: int, live: Mapping[str, Sequence[dict[str, Any]]], cha
             new = _corrected(row, {c.column: c.new for c in mine})
             if any(new[c.column] != row[c.column] for c in mine):
                 retired = {key: row[key] for key in ("ingest_id", "published_in", "slide_id")}
-                made += [{**retired, "retired_in": version}, {**new, "published_in": version}]
+                made += [{**retired, "retired_in": version}, {**new, "published_in": version, "reverted_to": None}]
     return made
 
 

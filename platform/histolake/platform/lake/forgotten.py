@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["Forgotten", "begin", "finish", "forgotten_of", "lost", "notice", "write"]
+__all__ = ["Forgotten", "begin", "finish", "forgotten_of", "lost", "notice", "outlived", "write"]
 
 FORGOTTEN = "histolake.forgotten"  # JSON: a list of `Forgotten`
 
@@ -84,6 +84,11 @@ def finish(entries: Sequence[Forgotten], key: str, version: int) -> list[Forgott
         else entry
         for entry in entries
     ]
+
+
+def outlived(entries: Iterable[Forgotten], floor: int) -> list[Forgotten]:
+    """The entries that still say something of a version from the floor on."""
+    return [entry for entry in entries if entry.pending or any(end is None or end > floor for _, end, _ in entry.spans)]
 
 
 def lost(entries: Iterable[Forgotten], version: int) -> int:

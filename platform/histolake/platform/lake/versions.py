@@ -110,6 +110,8 @@ def set_tag(lake: Lake, name: str, version: int | str | None = None, *, note: st
     lake.catalog.change_properties(change, {"did": "tagged", "name": name})
     if note:
         _note(lake, name).write_bytes(json.dumps({"note": note}).encode())
+    elif chosen[0].when == set_at:
+        _note(lake, name).delete()  # it was said of another version
     return Tag(name=name, version=chosen[0].version, when=chosen[0].when, note=_read_note(_note(lake, name)))
 
 
