@@ -15,6 +15,7 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
 from histolake.platform.errors import ConflictError, SlideNotFoundError
+from histolake.platform.lake.correct import born
 from histolake.platform.lake.diff import Difference, diff
 from histolake.platform.lake.snapshot import Snapshot
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Reversion", "plan_revert", "revert"]
 
 # What differs between a row and the same row inserted again.
-_OF_THE_VERSION = ("published_in", "retired_in", "when", "software", "reverted_to")
+_OF_THE_VERSION = ("published_in", "retired_in", "when", "software", "first_published", "reverted_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,16 @@ class Reversion:
         """Equal where the same would be done."""
         rows = [*self.restored, *self.retired]
         return (len(self.restored), *sorted((row["ingest_id"], row["published_in"]) for row in rows))
+
+    def age(self, row: dict[str, Any], version: int) -> int | None:
+        """The version from which a restored slide counts among its kin (see `platform.placing`).
+
+        Where all slides go back, so do their ages, and with them the sides of every split. A slide that comes back
+        alone, among slides that were placed without it, is as a new one: it may not move them.
+        """
+        alone = self.where is not None or self.slide_ids is not None
+        absent = all(row["slide_id"] != live["slide_id"] for live in self.retired if live["status"] == "published")
+        return version if alone and absent and row["status"] == "published" else born(row)
 
 
 def plan_revert(
@@ -93,7 +104,7 @@ def revert(lake: Lake, plan: Reversion) -> int:
             for row in current.retired
         ]
         again = {"published_in": version, "retired_in": None, "reverted_to": plan.to, **now}
-        return [*retired, *({**row, **again} for row in current.restored)]
+        return [*retired, *({**row, **again, "first_published": current.age(row, version)} for row in current.restored)]
 
     return lake.catalog.commit([], rows, told={"did": "reverted", "to": plan.to})
 
