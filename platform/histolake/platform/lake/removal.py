@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,11 @@ class Removal:
 
     def run(self, lake: Lake) -> int:
         """Remove it all; returns the bytes freed."""
-        freed = sum(entry.size_bytes for folder in self.exports for entry in folder.entries())
+        freed = lake.images.drop(self.images)
         for folder in self.exports:
+            freed += sum(entry.size_bytes for entry in folder.entries())
             folder.delete()
-        freed += lake.images.drop(self.images)
-        freed += sum(drop(path) for path in self.cached)
+        freed += sum(drop(str(path)) for path in self.cached)
         lake.embeddings.drop(self.ingest_ids)
         lake.pairs.drop({owner: ids for owner, ids in self.fragments.items() if ids})
         lake.catalog.delete("rejections", sorted(self.ingest_ids), TOLD)
@@ -109,11 +109,13 @@ def survey(lake: Lake, ingest_ids: Collection[str], dead: Iterable[Lease] = ()) 
     )
 
 
-def _of(leases: Iterable[Lease], ids: Set[str]) -> Iterator[Lease]:
+def _of(leases: Iterable[Lease], ids: frozenset[str]) -> Iterator[Lease]:
     return (lease for lease in leases if lease.lease_id in ids and not lease.is_live())
 
 
-def _fragments(lake: Lake, ids: Set[str], everything: pa.Table, mine: list[dict[str, Any]]) -> dict[str, list[int]]:
+def _fragments(
+    lake: Lake, ids: frozenset[str], everything: pa.Table, mine: list[dict[str, Any]]
+) -> dict[str, list[int]]:
     fragments: dict[str, list[int]] = {row["ingest_id"]: [p["id"] for p in row["fragments"] or []] for row in mine}
     named = {part["id"] for parts in everything["fragments"].to_pylist() for part in parts or []}
     for owner, found in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - named)).items():
@@ -138,18 +140,18 @@ def _of_files(table: str, entries: Collection[Entry]) -> Held:
     return Held(table=table, files=len(entries), bytes=sum(entry.size_bytes for entry in entries))
 
 
-def _rejections(lake: Lake, ids: Set[str]) -> int:
+def _rejections(lake: Lake, ids: frozenset[str]) -> int:
     owners = lake.catalog.dataset("rejections").to_table(columns=["ingest_id"])["ingest_id"].to_pylist()
     return sum(owner in ids for owner in owners)
 
 
-def _embeddings(lake: Lake, ids: Set[str]) -> list[Held]:
+def _embeddings(lake: Lake, ids: frozenset[str]) -> list[Held]:
     tables = ((name, lake.embeddings.open(name).ingests()) for name in lake.embeddings.names())
     counted = ((name, sum(rows for owner, rows in owned.items() if owner in ids)) for name, owned in tables)
     return [Held(table=f"embeddings/{name}", rows=rows) for name, rows in counted if rows]
 
 
-def exports_of(lake: Lake, ids: Set[str]) -> list[Location]:
+def exports_of(lake: Lake, ids: frozenset[str]) -> list[Location]:
     """The exports below the lake that hold any of these ingests, finished or not.
 
     One that died before its manifest, and does not say what it was to hold, is taken for one of them.
@@ -172,7 +174,7 @@ def exports_of(lake: Lake, ids: Set[str]) -> list[Location]:
 # -- files that still hold what was deleted ------------------------------------------------------------------------
 
 
-def clean(lake: Lake, ids: Set[str]) -> int:
+def clean(lake: Lake, ids: frozenset[str]) -> int:
     """Remove the files in which deleted rows still lie; returns the bytes of pairs freed.
 
     Beside live writers, files that no table names may be theirs: such a file goes only if it is older than they are, or
@@ -193,7 +195,7 @@ def clean(lake: Lake, ids: Set[str]) -> int:
     return freed
 
 
-def _drop_unnamed_pairs(lake: Lake, ids: Set[str]) -> int:
+def _drop_unnamed_pairs(lake: Lake, ids: frozenset[str]) -> int:
     """Remove the files of pairs that no commit names and whose first row says that they are of these ingests."""
     from lance.file import LanceFileReader
 
@@ -213,7 +215,7 @@ def _drop_unnamed_pairs(lake: Lake, ids: Set[str]) -> int:
     return freed
 
 
-def _drop_unnamed_rows(lake: Lake, name: str, ids: Set[str]) -> None:
+def _drop_unnamed_rows(lake: Lake, name: str, ids: frozenset[str]) -> None:
     """Remove the files of a table that its newest version does not name and that hold rows of these ingests: what a
     merge wrote that lost its race. One that is under way was based on a version before our deletion, and will lose."""
     table = lake.catalog.table(name)
