@@ -25,8 +25,8 @@ __all__ = ["Entry", "history"]
 
 LOG_COMMITS = 1000  # that are read, the newest
 _COLUMNS = ("slide_id", "ingest_id", "published_in", "retired_in", "status", "n_pairs", "when", "software")
-_OPERATIONS = {"CREATE TABLE": "made", "OPTIMIZE": "optimised", "VACUUM END": "vacuumed"}
-_OPERATIONS |= {"MERGE": "(of slides that are gone)"}  # where no row tells more
+_OPERATIONS = {"OPTIMIZE": "optimised", "VACUUM END": "vacuumed"}
+_OPERATIONS |= dict.fromkeys(("MERGE", "WRITE"), "(of slides that are gone)")  # where no row tells more
 
 
 @dataclass(kw_only=True)
