@@ -110,6 +110,8 @@ def train(
 def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonFlag = False) -> None:
     """List registered models: each version, its aliases, recipe, lake version and validation figures.
 
+    `forgotten` says how many slides that a version saw were forgotten since, and when.
+
     Example: `histolake models --json`
     """
     if ctx.invoked_subcommand is not None:
@@ -117,7 +119,7 @@ def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonF
     from histolake.training.registry import list_models
 
     rows = list_models(_tracking(tracking))
-    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct"]
+    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct", "forgotten"]
     shown = rows if as_json else [_rounded(dict.fromkeys(columns) | row) for row in rows]
     show(shown, columns, as_json=as_json, empty="No models are registered; `histolake train` makes one.")
 
@@ -128,15 +130,20 @@ def show_lineage(
     tracking: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Trace a model to the lake version and the slides of each side, with their sources.
+    """Trace a model to the lake version and the slides of each side, with their sources and what became of them.
 
     Example: `histolake models lineage omiclip@champion`
     """
     from histolake.training.registry import lineage
 
     rows = lineage(model, _tracking(tracking))
-    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source"]
+    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source", "now"]
     show(rows, columns, as_json=as_json, empty="The model's run names no slides.")
+    forgotten = sum(row["now"] == "forgotten" for row in rows)
+    if forgotten:
+        typer.echo(f"{forgotten} of {len(rows)} slides that {rows[0]['model']} saw were forgotten since.", err=True)
+    elif rows and rows[0]["now"] is None:
+        typer.echo(f"{rows[0]['lake_uri']} cannot be opened here, so what became of them is not known.", err=True)
 
 
 @models.command("promote")

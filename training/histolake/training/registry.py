@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolake.platform.errors import ModelError
 from histolake.platform.tracking import (
+    TAG_FORGOTTEN,
     TAG_LAKE_URI,
     TAG_LAKE_VERSION,
     TAG_SPLIT,
@@ -126,7 +127,8 @@ def list_models(settings: TrackingSettings) -> list[dict[str, Any]]:
 
 
 def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
-    """The slides behind a model, one row each: lake and its version, side, study, patient, source."""
+    """The slides behind a model, one row each: lake and its version, side, study, patient, source, and what became of
+    the slide since (`now`): "in the lake", "forgotten", "expired", or None where the lake cannot be opened."""
     from mlflow.exceptions import MlflowException
 
     client = connect(settings)
@@ -143,7 +145,30 @@ def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
         "lake_version": _number(found.tags.get(TAG_LAKE_VERSION)),
         "where": found.tags.get(TAG_WHERE),
     }
-    return [head | slide for slide in slides]
+    since = _since(found.tags.get(TAG_LAKE_URI), _number(found.tags.get(TAG_LAKE_VERSION)))
+    return [head | slide | {"now": since(slide["ingest_id"])} for slide in slides]
+
+
+def _since(lake_uri: str | None, lake_version: int | None) -> Callable[[str], str | None]:
+    """What became of an ingest: told by the catalogue, which names every ingest that was not removed for good."""
+    from deltalake.exceptions import DeltaError
+
+    from histolake.platform.errors import HistolakeError, VersionError
+    from histolake.platform.lake import Lake
+
+    if lake_uri is None:
+        return lambda ingest_id: None
+    try:
+        lake = Lake.open(lake_uri)
+        known = set(lake.catalog.slides(["ingest_id"])["ingest_id"].to_pylist())
+    except (HistolakeError, DeltaError, OSError):  # another machine's path, or no credentials here: not known
+        return lambda ingest_id: None
+    try:
+        lake.resolve(lake_version)
+        gone = "forgotten"  # nothing else takes a slide out of a version that is kept
+    except VersionError:
+        gone = "expired"
+    return lambda ingest_id: "in the lake" if ingest_id in known else gone
 
 
 def write_json(client: MlflowClient, run_id: str, name: str, content: Any) -> None:
@@ -179,6 +204,7 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "lake_version": _number(version.tags.get(TAG_LAKE_VERSION)),
         "where": version.tags.get(TAG_WHERE),
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
+        "forgotten": version.tags.get(TAG_FORGOTTEN),
         "run_id": version.run_id,
     }
     return row | {key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)}

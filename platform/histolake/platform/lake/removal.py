@@ -58,14 +58,15 @@ class Removal:
     def run(self, lake: Lake) -> int:
         """Remove it all; returns the bytes freed."""
         freed = lake.images.drop(self.images)
-        for folder in self.exports:
-            freed += sum(entry.size_bytes for entry in folder.entries())
-            folder.delete()
         freed += sum(drop(str(path)) for path in self.cached)
         lake.embeddings.drop(self.ingest_ids)
         lake.pairs.drop({owner: ids for owner, ids in self.fragments.items() if ids})
         lake.catalog.delete("rejections", sorted(self.ingest_ids), TOLD)
         lake.catalog.delete("slides", sorted(self.ingest_ids), TOLD)
+        # An export that ends from now on sees that these ingests are gone, and removes itself; others are seen here.
+        for folder in exports_of(lake, self.ingest_ids):
+            freed += sum(entry.size_bytes for entry in folder.entries())
+            folder.delete()
         for lease in self.leases:
             lease.remove(lake.root)
         return freed + clean(lake, self.ingest_ids)
