@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -69,10 +68,10 @@ def train(
 ) -> None:
     """Train a recipe on one version of a lake and register the model.
 
-    The slides of each side are named in lists or by a split's JSON file; without either, 80% of the patients train, 10%
-    validate and 10% test, by a fixed draw. --where leaves out the slides of every side for which it is not true, such
-    as `licence_id in ('CC-BY-4.0', 'CC0-1.0')`, and is kept with the run. The run, its figures and its lineage are
-    tracked in MLflow.
+    The slides of each side are named in lists or by a split's JSON file, as `histolake lake split` writes it: by
+    patients, organs, blocks of tissue. Without either, 80% of the patients train, 10% validate and 10% test, by a fixed
+    draw. --where leaves out the slides of every side for which it is not true, such as `licence_id in ('CC-BY-4.0',
+    'CC0-1.0')`, and is kept with the run. The run, its figures and its lineage are tracked in MLflow.
 
     Example: `histolake train clip-lite0 --lake /data/lake --train-slides study/C2,study/C3 --validation-slides study/C5
     --cuts-units --set steps=40`
@@ -110,7 +109,8 @@ def train(
 def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonFlag = False) -> None:
     """List registered models: each version, its aliases, recipe, lake version and validation figures.
 
-    `forgotten` says how many slides that a version saw were forgotten since, and when.
+    validation_mark says what the figures must not be mistaken for: "same patient" where the validation side shares a
+    patient with training. forgotten says how many slides that a version saw were forgotten since, and when.
 
     Example: `histolake models --json`
     """
@@ -119,7 +119,8 @@ def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonF
     from histolake.training.registry import list_models
 
     rows = list_models(_tracking(tracking))
-    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct", "forgotten"]
+    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct", "validation_mark"]
+    columns += ["forgotten"]
     shown = rows if as_json else [_rounded(dict.fromkeys(columns) | row) for row in rows]
     show(shown, columns, as_json=as_json, empty="No models are registered; `histolake train` makes one.")
 
@@ -134,9 +135,12 @@ def show_lineage(
 
     Example: `histolake models lineage omiclip@champion`
     """
+    from histolake.platform.lake.whereabouts import became
     from histolake.training.registry import lineage
 
     rows = lineage(model, _tracking(tracking))
+    since = became(rows[0]["lake_uri"], rows[0]["lake_version"]) if rows else str
+    rows = [{**row, "now": since(row["ingest_id"])} for row in rows]
     columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source", "now"]
     show(rows, columns, as_json=as_json, empty="The model's run names no slides.")
     forgotten = sum(row["now"] == "forgotten" for row in rows)
@@ -186,16 +190,14 @@ def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
 
 
 def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
-    from histolake.platform.errors import SplitError, UsageError
+    from histolake.platform.errors import UsageError
+    from histolake.platform.split_commands import read_split
     from histolake.platform.splits import Split
 
     if file is not None:
         if train is not None:
             raise UsageError("Give either --split or --train-slides, not both.")
-        try:
-            return Split.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise SplitError(f"{file} holds no JSON: {error}.") from error
+        return read_split(file)
     if train is None:
         if validation or test:
             raise UsageError("--validation-slides and --test-slides need --train-slides beside them.")
