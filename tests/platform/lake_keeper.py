@@ -1,4 +1,4 @@
-"""Expires versions or forgets a slide, and is killed at a step: what the tests of kills run as a process.
+"""Expires versions or forgets a patient, and is killed at a step: what the tests of kills run as a process.
 
     python -P lake_keeper.py expire|forget LAKE WHAT KILL_AFTER [CALLS]
 
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     if what == "expire":
         expire(opened, subject, list)
     else:
-        forget(opened, slide_id=subject)
+        forget(opened, patient=("study", subject))

@@ -56,6 +56,8 @@ def forget(
         return
     if sum(given is not None for given in (slide, patient, study)) != 1:
         raise UsageError("Name what to forget: one of --slide SLIDE, --patient STUDY/PATIENT and --study STUDY.")
+    if not plan and (finished := finish_begun(opened)):
+        typer.echo(f"{finished} forgettings whose process had died were finished first.", err=True)
     chosen = _chosen(opened, slide, patient, study)
     tracking: Any = load_settings().section("tracking")
     planned = plan_forget(opened, **chosen)

@@ -162,7 +162,7 @@ def plan_forget(
 ) -> Receipt:
     """What forgetting would remove; nothing is done. Raises `SlideNotFoundError`."""
     chosen = _choose(lake, slide_id, patient, study)
-    return _receipt(lake, chosen, survey(lake, chosen.ingest_ids, chosen.dead), models)
+    return _receipt(lake, chosen, survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead), models)
 
 
 def forget(
@@ -179,12 +179,12 @@ def forget(
     """
     finish(lake)
     chosen = _choose(lake, slide_id, patient, study)
-    removal = survey(lake, chosen.ingest_ids, chosen.dead)
+    removal = survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead)
     receipt = _receipt(lake, chosen, removal, models)
     for name in receipt.notes:
         lake.root.join("tags", f"{name}.json").delete()
     key = _begin(lake, chosen) if chosen.ingest_ids else None
-    _unlike(lake, chosen)
+    _unlike(lake, set(chosen.slides))
     freed = removal.run(lake)
     after = lake.version if key is None else _end(lake, key)
     return replace(receipt, state="done", bytes=freed, version_after=after)
@@ -194,7 +194,13 @@ def finish(lake: Lake) -> int:
     """Finish the forgettings whose process died; returns how many there were."""
     pending = [entry for entry in forgotten_of(lake.catalog.properties()) if entry.pending]
     for entry in pending:
-        survey(lake, entry.pending).run(lake)
+        # Where the rows are gone that know the slides by name, no other row names them any more. A slide of which some
+        # ingests stay is another, of which a refusal went.
+        rows = lake.catalog.slides(["slide_id", "ingest_id"]).to_pylist()
+        kept = {row["slide_id"] for row in rows if row["ingest_id"] not in entry.pending}
+        slides = {row["slide_id"] for row in rows} - kept
+        _unlike(lake, slides)
+        survey(lake, entry.pending, slides).run(lake)
         _end(lake, entry.key)
     return len(pending)
 
@@ -307,17 +313,18 @@ def _end(lake: Lake, key: str) -> int:
     return lake.catalog.change_properties(change, {"did": "forgotten"})
 
 
-def _unlike(lake: Lake, chosen: _Chosen) -> None:
-    """Take the slides out of the look-alikes of the others."""
+def _unlike(lake: Lake, slides: set[str]) -> None:
+    """Take slides out of the look-alikes of others that are published."""
+    columns = ["slide_id", "ingest_id", "published_in", "status", "look_alikes", "flags"]
     changed = [
         {
             "ingest_id": row["ingest_id"],
             "published_in": row["published_in"],
-            "look_alikes": (left := [other for other in row["look_alikes"] if other not in chosen.slides]),
+            "look_alikes": (left := [other for other in row["look_alikes"] if other not in slides]),
             "flags": [flag for flag in row["flags"] or [] if left or flag != LOOK_ALIKE],
         }
-        for row in chosen.naming
-        if row["status"] == "published"
+        for row in lake.catalog.slides(columns).to_pylist()
+        if row["status"] == "published" and row["slide_id"] not in slides and slides & {*(row["look_alikes"] or ())}
     ]
     if changed:
         fields = [SLIDES.field(name) for name in ("ingest_id", "published_in", "look_alikes", "flags")]

@@ -1,8 +1,8 @@
 """Removing ingests from every table and file of the lake, by their random `ingest_id`s alone.
 
-Every step may be repeated, and their order is what makes a repeat find what is left: files and rows that are known by
-`ingest_id` go first, the catalogue's rows, which know the ids by name, last, and then the old files in which all of
-these still lie. Whoever calls this has written the ids down before (see `lake.forgotten`).
+Whoever calls this has written the ids down before (see `lake.forgotten`), so every step may be repeated without a name.
+The catalogue's rows go first: whatever is interrupted, every version can be read, without them. Then goes what only the
+ids still lead to, and last the old files in which deleted rows still lie.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Removal:
     """Some ingests, and where all of them lies. Made by `survey`."""
 
     ingest_ids: frozenset[str]
+    slides: frozenset[str]  # whose files that no table names go too
     fragments: dict[str, list[int]]  # of `pairs.lance`, by ingest_id
     exports: tuple[Location, ...]  # whole folders
     images: tuple[Entry, ...]
@@ -57,22 +58,24 @@ class Removal:
 
     def run(self, lake: Lake) -> int:
         """Remove it all; returns the bytes freed."""
-        freed = lake.images.drop(self.images)
-        freed += sum(drop(str(path)) for path in self.cached)
+        freed = sum(drop(str(path)) for path in self.cached)
+        lake.catalog.delete("slides", sorted(self.ingest_ids), TOLD)
+        lake.catalog.delete("rejections", sorted(self.ingest_ids), TOLD)
         lake.embeddings.drop(self.ingest_ids)
         lake.pairs.drop({owner: ids for owner, ids in self.fragments.items() if ids})
-        lake.catalog.delete("rejections", sorted(self.ingest_ids), TOLD)
-        lake.catalog.delete("slides", sorted(self.ingest_ids), TOLD)
+        freed += lake.images.drop(self.images)
         # An export that ends from now on sees that these ingests are gone, and removes itself; others are seen here.
         for folder in exports_of(lake, self.ingest_ids):
             freed += sum(entry.size_bytes for entry in folder.entries())
             folder.delete()
         for lease in self.leases:
             lease.remove(lake.root)
-        return freed + clean(lake, self.ingest_ids)
+        return freed + clean(lake, self.ingest_ids, self.slides)
 
 
-def survey(lake: Lake, ingest_ids: Collection[str], dead: Iterable[Lease] = ()) -> Removal:
+def survey(
+    lake: Lake, ingest_ids: Collection[str], slides: Collection[str] = (), dead: Iterable[Lease] = ()
+) -> Removal:
     """Where some ingests lie: in tables, files and this machine's cache. `dead` are leases that go with them.
 
     Images are listed before leases and catalogue are read, so that what belongs to a writer is known to.
@@ -93,6 +96,7 @@ def survey(lake: Lake, ingest_ids: Collection[str], dead: Iterable[Lease] = ()) 
     cached = sorted({path for row in mine for uri in (row["image"], row["source"]) if uri for path in copies(uri)})
     return Removal(
         ingest_ids=ids,
+        slides=frozenset(slides),
         fragments=fragments,
         exports=tuple(exports),
         images=tuple(images),
@@ -175,18 +179,18 @@ def exports_of(lake: Lake, ids: frozenset[str]) -> list[Location]:
 # -- files that still hold what was deleted ------------------------------------------------------------------------
 
 
-def clean(lake: Lake, ids: frozenset[str]) -> int:
+def clean(lake: Lake, ids: frozenset[str], slides: frozenset[str]) -> int:
     """Remove the files in which deleted rows still lie; returns the bytes of pairs freed.
 
     Beside live writers, files that no table names may be theirs: such a file goes only if it is older than they are, or
-    is read and holds one of these ingests.
+    is read and holds one of these ingests, or one of these slides and is of no live writer.
     """
     started_s = time.time()
     live = [lease for lease in read_leases(lake.root) if lease.is_live()]
     cutoff_s = min(lease.started_s for lease in live) - CLOCK_SLACK_S if live else started_s
     freed = lake.pairs.clean(cutoff_s)
     if live:
-        freed += _drop_unnamed_pairs(lake, ids)
+        freed += _drop_unnamed_pairs(lake, ids, slides, {lease.lease_id for lease in live})
     for name in ("slides", "rejections"):
         lake.catalog.clean(name, cutoff_s)
         if live:
@@ -196,8 +200,8 @@ def clean(lake: Lake, ids: frozenset[str]) -> int:
     return freed
 
 
-def _drop_unnamed_pairs(lake: Lake, ids: frozenset[str]) -> int:
-    """Remove the files of pairs that no commit names and whose first row says that they are of these ingests."""
+def _drop_unnamed_pairs(lake: Lake, ids: frozenset[str], slides: frozenset[str], live: Collection[str]) -> int:
+    """Remove the files of pairs that no commit names and whose first row says whose they are."""
     from lance.file import LanceFileReader
 
     named = {file.path for part in lake.pairs.open().get_fragments() for file in part.data_files()}
@@ -206,11 +210,12 @@ def _drop_unnamed_pairs(lake: Lake, ids: frozenset[str]) -> int:
         if entry.location.name in named:
             continue
         try:
-            reader = LanceFileReader(entry.location.uri, entry.location.lance_options(), columns=["ingest_id"])
-            owner = reader.read_range(0, 1).to_table()["ingest_id"][0].as_py()
-        except (OSError, FileNotFoundError, IndexError):
-            continue  # not written to its end, so it is a live writer's or vacuum's
-        if owner in ids:
+            reader = LanceFileReader(entry.location.uri, entry.location.lance_options(), ["ingest_id", "slide_id"])
+            first = reader.read_range(0, 1).to_table().to_pylist()
+        except OSError:
+            continue  # not written to its end: a live writer's, or vacuum's
+        mine = [row for row in first if row["slide_id"] in slides and row["ingest_id"] not in live]
+        if mine or any(row["ingest_id"] in ids for row in first):
             entry.location.delete()
             freed += entry.size_bytes
     return freed
