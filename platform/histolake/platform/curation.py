@@ -59,7 +59,7 @@ _GROUPS = {
     "spots": ("n_spots", "n_pairs", "n_rejections", "expression_unit"),
     "flags and likeness": ("flags", "look_alikes", "image_hash"),
     "versions": (
-        *("published_in", "retired_in", "reverted_to", "when", "software"),
+        *("first_published", "published_in", "retired_in", "reverted_to", "when", "software"),
         *("ingest_id", "source_digest", "settings_digest"),
     ),
 }

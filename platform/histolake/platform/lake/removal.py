@@ -8,7 +8,6 @@ ids still lead to, and last the old files in which deleted rows still lie.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +184,7 @@ def clean(lake: Lake, ids: frozenset[str], slides: frozenset[str]) -> int:
     Beside live writers, files that no table names may be theirs: such a file goes only if it is older than they are, or
     is read and holds one of these ingests, or one of these slides and is of no live writer.
     """
-    started_s = time.time()
+    started_s = lake.root.join("leases").clock_s()
     live = [lease for lease in read_leases(lake.root) if lease.is_live()]
     cutoff_s = min(lease.started_s for lease in live) - CLOCK_SLACK_S if live else started_s
     freed = lake.pairs.clean(cutoff_s)
