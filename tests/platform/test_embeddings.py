@@ -16,7 +16,7 @@ from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
 from histolake.platform.lake.claims import let_go, take
-from histolake.platform.lake.embeddings import About, EmbeddingTable
+from histolake.platform.lake.embedding_table import About, EmbeddingTable
 from histolake.platform.lake.forget import forget
 from histolake.platform.lake.leases import Lease
 from histolake.platform.lake.nearest import _whole_fragments
@@ -177,7 +177,7 @@ def test_a_set_of_whole_fragments_is_what_lance_takes(four: Lake) -> None:
 
     table = four.embeddings.create("m-v1", ABOUT)
     fill(table, four, 30)
-    dataset, parts = table.dataset(), table.parts()
+    dataset, parts = table.dataset(), table.view().parts
     chosen = [parts[2], parts[0]]
     addresses = [(part.fragment_id << 32) + row for part in chosen for row in range(part.rows)]
     told = [

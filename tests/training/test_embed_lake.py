@@ -232,8 +232,8 @@ main()
 @pytest.mark.parametrize(
     ("owner", "method", "nth", "whole"),
     [
-        ("histolake.platform.lake.embeddings", "EmbeddingsWriter.write", 3, 2),
-        ("histolake.platform.lake.embeddings", "EmbeddingTable.append", 2, 2),
+        ("histolake.platform.lake.embedding_table", "EmbeddingsWriter.write", 3, 2),
+        ("histolake.platform.lake.embedding_table", "EmbeddingTable.append", 2, 2),
     ],
 )
 def test_a_run_that_was_killed_is_taken_up(

@@ -313,11 +313,7 @@ class Split:
 
 
 def _fractions(fractions: Mapping[str, float]) -> dict[str, float]:
-    if (
-        set(fractions) - set(SIDES)
-        or any(f < 0 for f in fractions.values())
-        or abs(sum(fractions.values()) - 1) > 1e-9
-    ):
+    if set(fractions) - set(SIDES) or any(f < 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
         raise SplitError(f"Fractions {dict(fractions)} must be of {', '.join(SIDES)}, not negative, and sum to 1.")
     return dict(fractions)
 
