@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 
@@ -34,12 +36,14 @@ __all__ = [
     "KnownSlides",
     "Verdict",
     "containment",
+    "expressed_genes",
     "first_of_each",
     "profile_sketch",
 ]
 
 PROFILE_GENES = 20  # symbols in a spot's profile hash
 SKETCH = 64  # hashes in a section's sketch
+UNSORTED = 64  # slides that are looked through one by one before they are sorted in with the others
 FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
 _ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
 
@@ -64,20 +68,37 @@ class DuplicateSettings:
 
 
 def first_of_each(counts_NG: Any) -> np.ndarray:
-    """For each row of a sparse matrix the first row that is equal to it, int64 (N,); its own number where none is."""
-    matrix = counts_NG.copy()
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    n = matrix.shape[0]
-    hashes_N = _row_hashes(matrix)
-    _, first, group = np.unique(hashes_N, return_index=True, return_inverse=True)
-    found = first[group]
-    for i in np.flatnonzero(found != np.arange(n)):  # equal hashes are checked by the rows
-        a, b = (slice(matrix.indptr[r], matrix.indptr[r + 1]) for r in (i, found[i]))
-        same = np.array_equal(matrix.indices[a], matrix.indices[b]) and np.array_equal(matrix.data[a], matrix.data[b])
-        if not same:
-            found[i] = i
-    return found.astype(np.int64)
+    """For each row of a sparse matrix the first row that is equal to it, int64 (N,); its own number where none is.
+
+    Only rows that agree in how many genes they have and in a weighted sum of their values are looked at closer: in a
+    section without duplicates these are few.
+    """
+    matrix = counts_NG
+    if not matrix.has_sorted_indices or not matrix.data.all():
+        matrix = counts_NG.copy()
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+    found = np.arange(matrix.shape[0], dtype=np.int64)
+    _, group, size = np.unique(_summaries(matrix), axis=0, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(size[group.ravel()] > 1)
+    if not len(alike):
+        return found
+    rows = matrix[alike]
+    _, first, group = np.unique(_row_hashes(rows), return_index=True, return_inverse=True)
+    for i in np.flatnonzero(first[group] != np.arange(len(alike))):  # equal hashes are checked by the rows
+        j = first[group[i]]
+        a, b = (slice(rows.indptr[r], rows.indptr[r + 1]) for r in (i, j))
+        if np.array_equal(rows.indices[a], rows.indices[b]) and np.array_equal(rows.data[a], rows.data[b]):
+            found[alike[i]] = alike[j]
+    return found
+
+
+def _summaries(matrix: Any) -> np.ndarray:
+    """Two numbers a row, float32 (N, 2), that are equal for equal rows: how many genes, and a sum of values in which
+    each gene has a weight of its own. It is taken gene by gene, so equal rows round alike."""
+    weights_G = np.random.default_rng(0).uniform(0.5, 1.5, matrix.shape[1]).astype(np.float32)
+    values = matrix.astype(np.float32, copy=False)
+    return np.stack([np.diff(matrix.indptr).astype(np.float32), values @ weights_G], axis=1)
 
 
 def _row_hashes(matrix: Any) -> np.ndarray:
@@ -86,6 +107,15 @@ def _row_hashes(matrix: Any) -> np.ndarray:
     mixed = _mixed(bits | (matrix.indices.astype(np.uint64) << np.uint64(32)))
     sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
     return sums[matrix.indptr[1:]] - sums[matrix.indptr[:-1]]
+
+
+def expressed_genes(counts_NG: Any) -> np.ndarray:
+    """How many genes of each row of a sparse matrix have a value above 0, int64 (N,)."""
+    positive = counts_NG.data > 0
+    if positive.all():
+        return np.diff(counts_NG.indptr).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(positive)])
+    return np.diff(before[counts_NG.indptr])
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:
@@ -101,16 +131,13 @@ def profile_sketch(counts_NG: Any, symbols: Sequence[str]) -> list[int]:
     expressed genes tell nothing and are passed over, so the list may be shorter or empty."""
     from pandas.util import hash_array
 
-    rich = np.bincount(_rows_of(counts_NG)[counts_NG.data > 0], minlength=counts_NG.shape[0]) >= PROFILE_GENES
-    profiles = gene_sentences(counts_NG[np.flatnonzero(rich)], [symbol.upper() for symbol in symbols], _ALL_GENES)
+    rich = expressed_genes(counts_NG) >= PROFILE_GENES
+    chosen = counts_NG if rich.all() else counts_NG[np.flatnonzero(rich)]
+    profiles = gene_sentences(chosen, [symbol.upper() for symbol in symbols], _ALL_GENES)
     if not profiles:
         return []
     hashes = np.unique(hash_array(np.array(profiles, dtype=object), categorize=False))
     return np.sort(hashes.view(np.int64))[:SKETCH].tolist()
-
-
-def _rows_of(matrix: Any) -> np.ndarray:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def containment(sketch: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[float, int]:
@@ -137,7 +164,7 @@ class KnownSlides:
     """The content of the lake's live slides, and of those of this run, to be asked about one section at a time.
 
     Built once from the catalogue's rows; asking costs a search in one sorted array of hashes and one pass over the
-    picture hashes, and reads nothing.
+    picture hashes, and reads nothing. A slide costs about a kilobyte, in arrays.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -149,13 +176,29 @@ class KnownSlides:
         self._gone: set[int] = set()
         for row in rows:
             self._note(row["slide_id"], row.get("profile_sketch"), row.get("image_hash"))
-        sizes = [len(sketch) for sketch in self._sketches]
-        hashes = np.concatenate([np.zeros(0, dtype=np.int64), *self._sketches])
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._owner = hashes[order], owner[order]
         self._bits, self._lengths = _bits(self._pictures), _lengths(self._pictures)
-        self._later: dict[int, list[int]] = {}  # hash -> slides added since
+        self._hashes, self._owner, self._sorted = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 0
+        self._sort()
+
+    @classmethod
+    def of_table(cls, rows: pa.Table) -> KnownSlides:
+        """Of a table with these columns; the sketches of thousands of slides never become numbers of Python's."""
+        sketches = rows["profile_sketch"].combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(sketches), 0).to_numpy(zero_copy_only=False)
+        each = np.split(sketches.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.cumsum(lengths)[:-1])[
+            : len(lengths)
+        ]
+        named = zip(rows["slide_id"].to_pylist(), each, rows["image_hash"].to_pylist(), strict=True)
+        return cls({"slide_id": name, "profile_sketch": s, "image_hash": h} for name, s, h in named)
+
+    def _sort(self) -> None:
+        """Take what came since into the sorted hashes."""
+        fresh = self._sketches[self._sorted :]
+        owner = np.repeat(np.arange(self._sorted, len(self._sketches)), [len(sketch) for sketch in fresh])
+        hashes = np.concatenate([self._hashes, *fresh])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owner = hashes[order], np.concatenate([self._owner, owner])[order]
+        self._sorted = len(self._sketches)
 
     def _note(self, slide_id: str, sketch: Sequence[int] | None, picture: str | None) -> None:
         if slide_id in self._number:
@@ -172,8 +215,8 @@ class KnownSlides:
     def replace(self, slide_id: str, record: Mapping[str, Any]) -> None:
         """Put a section's content in the place of what was known under its name."""
         self._note(slide_id, record.get("profile_sketch"), record.get("image_hash"))
-        for value in self._sketches[-1].tolist():
-            self._later.setdefault(value, []).append(len(self._ids) - 1)
+        if len(self._sketches) - self._sorted > UNSORTED:
+            self._sort()
 
     def judge(self, slide_id: str, record: Mapping[str, Any], settings: DuplicateSettings) -> Verdict:
         """What is known of a section's content under other names."""
@@ -198,7 +241,8 @@ class KnownSlides:
         """Numbers of the slides that hold any of these hashes."""
         left, right = (np.searchsorted(self._hashes, sketch, side=side) for side in ("left", "right"))
         found = {int(i) for a, b in zip(left, right, strict=True) for i in self._owner[a:b]}
-        return (found | {i for value in sketch.tolist() for i in self._later.get(value, ())}) - self._gone
+        later = range(self._sorted, len(self._sketches))
+        return (found | {i for i in later if np.isin(self._sketches[i], sketch).any()}) - self._gone
 
     def _near_pictures(self, picture: str, most_bits: int) -> set[int]:
         if not picture:

@@ -128,6 +128,8 @@ class Slide:
 
     def take(self, keep: np.ndarray) -> Slide:
         """The slide with the spots that `keep` (N,) marks true, in the same order."""
+        if keep.all():
+            return self
         return replace(
             self,
             barcodes=self.barcodes[keep],
@@ -159,6 +161,10 @@ class SlideImage(Protocol):
     @property
     def um_per_px(self) -> float | None:
         """Micrometres a pixel by the file's own tag; None where it has none that can be meant."""
+
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """Width and height of the blocks, from the upper left corner on, in which it is read at the least cost."""
 
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3). It must lie inside the image. Raises `SourceError` on a damaged image."""
