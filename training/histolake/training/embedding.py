@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from histolake.platform.errors import LakeError
 from histolake.platform.lake import Fragment, Lake, Snapshot
 from histolake.platform.lake.claims import claimed, let_go, take
 from histolake.platform.lake.embedding_table import About, EmbeddingTable
@@ -231,10 +232,14 @@ class _Run:
             return
         parts = [slide.written[number] for number in range(slide.works)]
         problem = next((part.problem for part in parts if part.problem is not None), None)
+        if problem is None:
+            try:
+                self._lake.keeper.ensure(slide.claim)  # that this process was not taken for dead while it slept
+                self._append(written.ingest_id, parts)
+            except LakeError as error:
+                problem = str(error)
         if problem is not None:
             self.problems[written.ingest_id] = f"{slide.slide_id}: {problem}"
-        else:
-            self._append(written.ingest_id, parts)
         del self._under_way[written.ingest_id]
         let_go(self._lake.keeper, slide.claim)
 

@@ -8,7 +8,6 @@ of their files before a commit is repeated. An ingest counts as embedded when it
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -140,7 +139,7 @@ class EmbeddingTables:
 
     def _cutoff_s(self) -> float:
         live = [lease.started_s for lease in read_leases(self._root) if lease.is_live()]
-        return min(live) - CLOCK_SLACK_S if live else time.time()
+        return min(live) - CLOCK_SLACK_S if live else self._root.join("leases").clock_s()
 
 
 def audit(lake: Lake) -> list[Finding]:
