@@ -72,7 +72,9 @@ def test_the_order_of_reading_decides_nothing(begun: dict[str, Begun], lake: Lak
     sections = in_order(list(begun.values()))
     told = [read(section, lake) for section in sections]
     judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=sections, workers=2)
-    came = [[item.slide_id for item in judge.judge(sections[i], told[i]) if isinstance(item, Judged)] for i in (2, 1, 0)]
+    came = [
+        [item.slide_id for item in judge.judge(sections[i], told[i]) if isinstance(item, Judged)] for i in (2, 1, 0)
+    ]
     assert came == [[], [], ["k/a-again", "k/b", "k/c"]]
 
 

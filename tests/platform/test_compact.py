@@ -94,6 +94,11 @@ def test_a_reader_goes_on_when_its_files_are_taken_away(filled: Lake) -> None:
         expected
     )
     assert snapshot.read(chunks[1], ["barcode"], rows=[2, 0])["barcode"].to_pylist() == [expected[7], expected[5]]
+    elsewhere = Lake.open(filled.uri).at()
+    assert elsewhere.take(chunks, np.array([(1, 2), (0, 1)]), ["barcode"])["barcode"].to_pylist() == [
+        expected[7],
+        expected[1],
+    ]
     assert got + [name for batch in streamed for name in batch["barcode"].to_pylist()] == expected
 
 

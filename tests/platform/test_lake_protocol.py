@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake.exceptions import DeltaError
@@ -188,6 +189,12 @@ def test_reading_chunks_in_any_order(lake: Lake, writer: ModuleType) -> None:
     assert snapshot.read(chunks[1], ["barcode"], rows=[]).num_rows == 0
     with pytest.raises(IndexError):
         snapshot.read(chunks[1], ["barcode"], rows=[3])
+    places = np.array([(4, 1), (0, 3), (2, 0), (0, 0), (4, 1), (1, 2)])
+    taken = snapshot.take(chunks, places, ["barcode"])["barcode"].to_pylist()
+    assert taken == ["c/b-spot-9", "c/a-spot-3", "c/b-spot-0", "c/a-spot-0", "c/b-spot-9", "c/a-spot-6"]
+    assert snapshot.take(chunks, np.zeros((0, 2), dtype=int), ["barcode"]).num_rows == 0
+    with pytest.raises(IndexError):
+        snapshot.take(chunks, np.array([(4, 2)]), ["barcode"])
 
 
 def test_errors_say_what_is_wrong(lake: Lake, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from histolake.platform.errors import LakeNotFoundError
 from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
-from histolake.platform.lake.catalog import Catalog
+from histolake.platform.lake.catalog import LIVE, Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
 from histolake.platform.lake.embeddings import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
@@ -30,11 +31,15 @@ from histolake.platform.storage import Location, StoreSettings
 
 __all__ = ["Lake"]
 
+# What is told of a live row that makes an attempt needless.
+BEGUN = (*LIVE, "n_spots", "n_rejections", "flags")
+
 
 class Lake:
     """A data lake of spot-image/gene pairs at one URI. Open it with `Lake.open`."""
 
     def __init__(self, root: Location) -> None:
+        os.environ.setdefault("LANCE_LOG", "error")  # read when lance is imported; its warnings are for its authors
         self.root = root
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
@@ -127,7 +132,7 @@ class Lake:
             "slide_id": slide_id,
             **digests,
         }
-        for row in self.catalog.live([slide_id])[slide_id]:
+        for row in self.catalog.live([slide_id], BEGUN)[slide_id]:
             if all(row[key] == value for key, value in digests.items()):
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
         lease = Lease(

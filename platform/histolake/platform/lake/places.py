@@ -8,7 +8,7 @@ there yet, the rows are found by the `ingest_id` that they carry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,10 @@ class Places:
         self._number = {ingest_id: n for n, ingest_id in enumerate(slides["ingest_id"].to_pylist())}
         self._moved: dict[str, Listed] = {}
         self._dataset: Any = None
-        self._counted: tuple[Any, dict[int, int]] | None = None  # of which table, and what `_rows_before` gives
+        # Of the open table: fragment -> how many rows come before it; and for each ingest that was asked for, where its
+        # fragments end in its own rows, and what to add to their numbers.
+        self._before: dict[int, int] | None = None
+        self._spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def read(self, ingest_id: str, columns: list[str], start: int, stop: int) -> pa.Table:
         """The rows [start, stop)."""
@@ -66,51 +69,43 @@ class Places:
 
         return self._again(ingest_id, take)
 
-    def take_many(
-        self, ingest_ids: Sequence[str], number_N: np.ndarray, row_N: np.ndarray, columns: list[str]
-    ) -> pa.Table:
-        """Rows of several ingests in the order asked, each by its ingest's number among `ingest_ids` and its own; in
-        one request."""
-        if not len(row_N):
-            return self._nothing(columns)
+    def take_many(self, rows: Mapping[str, np.ndarray], columns: list[str]) -> pa.Table:
+        """Rows of several ingests by their numbers, ingest after ingest, in the order given, in one request."""
 
         def take() -> pa.Table:
-            index_N = np.empty(len(row_N), dtype=np.int64)
             dataset = None
-            while dataset is not self._open():  # looking for one ingest may open a newer table: all of it, or none
+            while dataset is not self._open():  # looking for one ingest may open a newer table: numbers are of one
                 dataset = self._open()
-                for number, ingest_id in enumerate(ingest_ids):
-                    here = np.flatnonzero(number_N == number)
-                    index_N[here] = self._in_table(ingest_id, row_N[here])
-            wanted, back_N = np.unique(index_N, return_inverse=True)
+                numbers = [self._in_table(ingest_id, each) for ingest_id, each in rows.items()]
+            wanted, back_N = np.unique(np.concatenate(numbers), return_inverse=True)
             found = dataset.take(wanted.tolist(), columns=columns)
-            return found if np.array_equal(back_N, np.arange(len(wanted))) else found.take(pa.array(back_N))
+            in_order = len(wanted) == len(back_N) and bool((np.diff(back_N) > 0).all())
+            return found if in_order else found.take(pa.array(back_N.ravel()))
 
+        if not any(len(numbers) for numbers in rows.values()):
+            return self._nothing(columns)
         try:
             return take()
-        except UNREADABLE:  # files that a rewrite and a vacuum took away
-            for ingest_id in ingest_ids:
+        except UNREADABLE:
+            for ingest_id in rows:
                 self._look_again(ingest_id)
             return take()
 
-    def _in_table(self, ingest_id: str, row_N: np.ndarray) -> np.ndarray:
-        """Rows of an ingest as rows of the table that is open."""
-        parts = self._parts(ingest_id)  # may open a newer table
-        before = self._rows_before()
-        ends = np.cumsum([place["rows"] for place, _ in parts])
-        firsts = np.array([before[place["id"]] for place, _ in parts]) - np.concatenate([[0], ends[:-1]])
-        return row_N + firsts[np.searchsorted(ends, row_N, side="right")]
-
-    def _rows_before(self) -> dict[int, int]:
-        """How many rows of the table come before each fragment."""
-        dataset = self._open()
-        if self._counted is None or self._counted[0] is not dataset:
-            ids, rows = [], []
-            for part in dataset.get_fragments():
-                ids.append(int(part.fragment_id))
-                rows.append(part.count_rows())
-            self._counted = (dataset, dict(zip(ids, (np.cumsum(rows) - rows).tolist(), strict=True)))
-        return self._counted[1]
+    def _in_table(self, ingest_id: str, rows: np.ndarray) -> np.ndarray:
+        """The numbers of an ingest's rows among all rows of the open table."""
+        span = self._spans.get(ingest_id)
+        if span is None:
+            listed = [place for place, _ in self._parts(ingest_id)]
+            if self._before is None:
+                every = self._open().get_fragments()
+                counts = np.array([part.count_rows() for part in every], dtype=np.int64)
+                firsts = (np.cumsum(counts) - counts).tolist()
+                self._before = {int(part.fragment_id): first for part, first in zip(every, firsts, strict=True)}
+            ends_F = np.cumsum([place["rows"] for place in listed])
+            first_F = np.array([self._before[place["id"]] for place in listed]) - np.concatenate([[0], ends_F[:-1]])
+            span = self._spans[ingest_id] = (ends_F, first_F)
+        ends_F, first_F = span
+        return rows + first_F[np.searchsorted(ends_F, rows, side="right")]
 
     def stream(self, ingest_id: str, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """All rows, in batches; goes on where it was if files are gone meanwhile."""
@@ -159,7 +154,7 @@ class Places:
 
     def _look_again(self, ingest_id: str) -> None:
         """Open the newest table, and see where the rows are now."""
-        self._dataset = self._lake.pairs.open()
+        self._dataset, self._before, self._spans = self._lake.pairs.open(), None, {}
         rows = self._lake.catalog.slides(["ingest_id", "fragments"]).to_pylist()
         expected = sum(place["rows"] for place in self._listed[self._number[ingest_id]].as_py() or [])
         found = where_they_are(self._lake, self._dataset, rows, {ingest_id: expected})

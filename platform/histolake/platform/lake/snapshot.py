@@ -90,17 +90,20 @@ class Snapshot:
         return self._places.take(chunk.ingest_id, columns, wanted + chunk.start).take(pa.array(back.ravel()))
 
     def take(self, chunks: Sequence[Chunk], places_N2: np.ndarray, columns: list[str]) -> pa.Table:
-        """Rows of many chunks in the order asked: each place is a chunk's number among `chunks` and a row counted from
-        its start. One request to the table, where `read` makes one a chunk: about five times as fast for rows that lie
-        scattered."""
+        """Rows of many chunks at once, in the order asked: each place is a chunk's number and a row counted from its
+        start. One request, where `read` makes one a chunk: about five times as fast for rows that lie scattered."""
         chunk_N, row_N = np.asarray(places_N2, dtype=np.int64).reshape(-1, 2).T
-        used, number_N = np.unique(chunk_N, return_inverse=True)
-        if ((row_N < 0) | (row_N >= np.array([chunks[i].rows for i in used], dtype=np.int64)[number_N])).any():
-            raise IndexError("a row is asked of a chunk that has fewer")
-        row_N = row_N + np.array([chunks[i].start for i in used], dtype=np.int64)[number_N]
-        names = sorted({chunks[i].ingest_id for i in used})
-        ingest_U = np.array([names.index(chunks[i].ingest_id) for i in used], dtype=np.int64)
-        return self._places.take_many(names, ingest_U[number_N], row_N, columns)
+        rows: dict[str, list[np.ndarray]] = {}
+        asked: dict[str, list[np.ndarray]] = {}  # where in the answer each of these rows goes
+        for number in np.unique(chunk_N):
+            chunk, mine = chunks[number], np.flatnonzero(chunk_N == number)
+            if (row_N[mine] < 0).any() or (row_N[mine] >= chunk.rows).any():
+                raise IndexError(f"rows {row_N[mine].min()} to {row_N[mine].max()} asked of a chunk of {chunk.rows}")
+            rows.setdefault(chunk.ingest_id, []).append(chunk.start + row_N[mine])
+            asked.setdefault(chunk.ingest_id, []).append(mine)
+        found = self._places.take_many({name: np.concatenate(each) for name, each in rows.items()}, columns)
+        order = np.concatenate([np.zeros(0, dtype=np.int64), *(mine for each in asked.values() for mine in each)])
+        return found if (np.diff(order) > 0).all() else found.take(pa.array(np.argsort(order)))
 
     def pairs(
         self, columns: list[str], slide_ids: Sequence[str] | None = None, batch_rows: int = 1024
