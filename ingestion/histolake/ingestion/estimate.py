@@ -2,8 +2,7 @@
 
 The patches of `SAMPLE` spots, spread over the section, are cut and encoded as they would be, and timed; the expression
 is counted (8 bytes a value that is not zero, as it is stored before compression), and so are the sentences' letters.
-Reading the section, which the ingest does twice (to judge it and to write it), is timed once. The estimate knows
-nothing of a store that is slower to write than to read, and of files that the second reading finds in memory.
+Reading and judging the section is timed. The estimate knows nothing of a store that is slower to write than to read.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def survey(candidate: Candidate, settings: IngestSettings) -> tuple[Look, Estima
     n_genes_N = np.diff(kept.counts.indptr)
     sentence = 2 * LETTERS_A_GENE * float(np.minimum(n_genes_N, settings.sentences.length).mean())
     row = image_bytes + BYTES_A_VALUE * float(n_genes_N.mean()) + sentence + BYTES_A_ROW
-    return told, Estimate(bytes=round(row * len(kept)), seconds=2 * reading_s + tiling_s * len(kept))
+    return told, Estimate(bytes=round(row * len(kept)), seconds=reading_s + tiling_s * len(kept))
 
 
 def _a_spot(slide: Slide, patches: PatchSettings) -> tuple[float, float]:

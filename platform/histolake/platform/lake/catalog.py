@@ -407,7 +407,7 @@ class Catalog:
                     + _within(rows["published_in"].to_pylist()),
                     source_alias="new",
                     target_alias="old",
-                    commit_properties=_ONCE,
+                    commit_properties=_once({"did": "amended"}),
                 )
                 merge.when_matched_update(changed).execute()
                 return
@@ -419,8 +419,9 @@ class Catalog:
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
-        table = self.table(name)
-        removed = len(table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
+        removed = again(
+            lambda: len(self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
+        )
         held = {uri.rsplit("/", 1)[-1] for uri in self.table(name).file_uris()}
         for entry in self.root.join(name).entries(recursive=False):
             if (
