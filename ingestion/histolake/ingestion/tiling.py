@@ -4,8 +4,8 @@ Pure functions of the image's pixels, the centres and the settings: no files, no
 of a physical width centred on a spot. It is stored at the image's own resolution, reduced (antialiased) only where it
 is wider than `max_px`, never enlarged. What lies outside the image is white, and how much is told.
 
-Spots are visited in the image's order, over a rolling band of it (`images/band.py`), and both patches of a spot are cut
-in one visit, so that each tile of the image is decoded about once.
+Spots are visited in the image's order (`images/windows.py`), and both patches of a spot are cut in one visit, so that
+each tile of the image is decoded about once.
 
 Axes: N spots, H rows, W columns, C colours.
 """
@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from histolake.ingestion.images.band import Cut, Windows
+from histolake.ingestion.images.windows import Cut, Windows
 from histolake.ingestion.slide import SlideImage
 
 __all__ = [
