@@ -49,7 +49,7 @@ PLAIN, COUNTS = ["spot_image", "sentence"], ["spot_image", "sentence", "gene_ids
 ROW_GROUPS = (32, 128, 512, 2048)
 BATCH = 256
 SHARD_ROWS = 1_000
-ROUNDS, ROUND_S = 5, 3.0
+ROUNDS, ROUND_S = 3, 3.0
 READERS = 16  # requests under way at once, where a way of reading makes one a member
 
 Way = Callable[[], int]  # reads some pairs and says how many
