@@ -1,10 +1,10 @@
 """Vacuum: give back what no version of the lake names.
 
 What goes: fragments, images and embeddings of ingests that the catalogue does not name (dead attempts, and those that
-were forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What
-stays: everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than
-the start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table
-that cannot be read.
+were forgotten), their rejections and leases, old Lance and Delta files, files that no commit ever named, and uploads
+that were never completed. What stays: everything of a live lease. A file without a commit goes only if it is older than
+the oldest live lease and than the start of this vacuum: it may be a running ingest's, which without its file would
+still commit, and leave a table that cannot be read.
 
 The order of looking is the proof: first what was written, then who holds leases, then what the catalogue names. A lease
 is taken before anything is written and given back after the catalogue names it, so whatever was seen in the first look
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
+from histolake.platform.lake.leftovers import abort_uploads
 from histolake.platform.storage import PART_PREFIX
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
     freed += lake.pairs.clean(cutoff_s)
+    abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
