@@ -8,6 +8,7 @@ disk there is neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from histolake.platform.storage import Location
@@ -24,7 +25,7 @@ def abort_uploads(root: Location, older_than_s: float) -> int:
     old = [upload for upload in begun if upload["Initiated"].timestamp() < older_than_s]
     for upload in old:
         what = {"Bucket": _bucket(root), "Key": upload["Key"], "UploadId": upload["UploadId"]}
-        _asked(lambda what=what: root.s3_client().abort_multipart_upload(**what))
+        _asked(partial(root.s3_client().abort_multipart_upload, **what))
     return len(old)
 
 
