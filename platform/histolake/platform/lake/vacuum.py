@@ -14,6 +14,7 @@ and is neither leased nor named afterwards belongs to nobody.
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from histolake.platform.storage import PART_PREFIX
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Vacuumed", "vacuum"]
+__all__ = ["Vacuumed", "condemn", "vacuum"]
 
 # Clocks of machines and object stores differ: a file is taken for older only by more than this.
 CLOCK_SLACK_S = 60.0
@@ -59,7 +60,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     leases = list(read_leases(lake.root))
     live = [lease for lease in leases if lease.is_live()]
     dead = [lease for lease in leases if not lease.is_live()]
-    sealed = {lease.lease_id for lease in dead if _condemn(lake, lease)}
+    sealed = {lease.lease_id for lease in dead if condemn(lake, lease)}
 
     slides = lake.catalog.slides(["ingest_id", "fragments"])
     named = set(slides["ingest_id"].to_pylist())
@@ -78,6 +79,8 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     _sweep(lake)
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
+    with suppress(OSError):  # some stores do not tell of them
+        lake.root.abort_uploads(cutoff_s)
     freed += lake.pairs.clean(cutoff_s)
     abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
@@ -94,7 +97,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     )
 
 
-def _condemn(lake: Lake, lease: Lease) -> bool:
+def condemn(lake: Lake, lease: Lease) -> bool:
     """Decide a dead lease's fate; False where its writer, or one that adopted it, sealed it first and may yet be about
     to publish.
 
