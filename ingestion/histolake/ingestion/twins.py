@@ -89,8 +89,15 @@ def twin_digest(source_digest: str, ingest_id: str) -> str:
     return hashlib.sha256(f"{source_digest}\0twin of {ingest_id}".encode()).hexdigest()
 
 
+# What is asked of a live row, by `Live` and by the outcome of a section that is unchanged.
+_COLUMNS = (
+    *("slide_id", "ingest_id", "status", "source_digest", "settings_digest", "look_alikes"),
+    *("n_spots", "n_pairs", "n_rejections", "flags", "corrected"),
+)
+
+
 class Live:
-    """The live rows of a lake, to be asked whether a source is there already."""
+    """Live rows of a lake, to be asked whether a source is there already."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._rows: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -104,10 +111,12 @@ class Live:
                 self._twins.setdefault(row["slide_id"], []).append(row)
 
     @classmethod
-    def of(cls, lake: Lake) -> Live:
-        """Those of the newest version."""
-        rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"])
-        return cls(rows.to_pylist())
+    def of(cls, lake: Lake, slide_ids: Iterable[str]) -> Live:
+        """Those of some slides in the newest version, and of the slides for whose sake one was refused."""
+        names = set(slide_ids)
+        rows = [row for found in lake.catalog.live(names, _COLUMNS).values() for row in found]
+        others = {other for row in rows if row["status"] == "refused" for other in row["look_alikes"] or ()} - names
+        return cls([*rows, *(row for found in lake.catalog.live(others, _COLUMNS).values() for row in found)])
 
     def row(self, slide_id: str, source_digest: str, settings_digest: str) -> dict[str, Any] | None:
         """The live row of a source under these settings: published, refused, or refused as a twin that still is one."""

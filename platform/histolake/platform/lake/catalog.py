@@ -178,9 +178,10 @@ class Catalog:
         """Every row of `catalog/slides`: all slides, all versions."""
         return again(lambda: _read(self.dataset("slides", table), SLIDES, columns))
 
-    def rejections(self) -> pa.Table:
-        """Every row of `catalog/rejections`."""
-        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None))
+    def rejections(self, ingest_ids: Sequence[str] | None = None) -> pa.Table:
+        """Every row of `catalog/rejections`, or those of some ingests."""
+        keep = None if ingest_ids is None else _text("ingest_id").isin(list(ingest_ids))
+        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None, keep))
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
@@ -461,7 +462,7 @@ def _within(versions: Sequence[int]) -> str:
     return f"old.published_in IN ({', '.join(map(str, named))})"
 
 
-def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None, keep: pc.Expression | None = None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     held = set(dataset.schema.names)
-    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held]), wanted)
+    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held], filter=keep), wanted)

@@ -64,12 +64,16 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
     slides = lake.catalog.slides(["ingest_id", "fragments"])
     named = set(slides["ingest_id"].to_pylist())
-    named_fragments = {part["id"] for parts in slides["fragments"].to_pylist() for part in parts or []}
+    listed = [[part["id"] for part in parts or []] for parts in slides["fragments"].to_pylist()]
+    named_fragments = {fragment for each in listed for fragment in each}
+    # Rows that `compact` has moved, and not yet entered in the catalogue, are of no orphan.
+    names = zip(slides["ingest_id"].to_pylist(), listed, strict=True)
+    moved = {ingest_id for ingest_id, each in names if not fragment_ids.issuperset(each)}
 
     condemned = [lease for lease in dead if lease.lease_id in named | sealed]
     held = {lease.lease_id for lease in leases} - {lease.lease_id for lease in condemned}
     owners = lake.pairs.owners(sorted(fragment_ids - named_fragments))
-    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in held}
+    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in held | moved}
     lake.pairs.drop(orphans)
     rejections = lake.catalog.delete("rejections", sorted(rejecting - named - held))
     ownerless = [file for owner, files in pictures.items() if owner not in named | held for file in files]
