@@ -27,6 +27,7 @@ from histolake.platform.errors import LocationError
 __all__ = ["Entry", "Location", "StoreSettings"]
 
 COPY_BYTES = 8 << 20
+MOST_CONNECTIONS = 64  # of an impatient client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class StoreSettings:
     secret_key: SecretStr | None = None
     session_token: SecretStr | None = None
     cache_gb: float = 50.0  # GB of copies of remote files that this machine keeps
+    sole_writer: bool = False  # this process alone writes to lakes on a store that does not keep writers apart
 
     def resolved(self) -> dict[str, str]:
         """Endpoint, region and keys as plain text, each from the settings or else from the standard variable."""
@@ -150,9 +152,15 @@ class Location:
                 options[option] = known[name]
         return options
 
-    def s3_client(self) -> Any:
-        """A boto3 client for this location's store."""
-        return _s3_client(tuple(sorted(self.store.resolved().items())))
+    def s3_client(self, *, timeout_s: float | None = None) -> Any:
+        """A boto3 client for this location's store; with a timeout (seconds), one that asks once and does not wait
+        longer for a connection or for an answer."""
+        return _s3_client(tuple(sorted(self.store.resolved().items())), timeout_s)
+
+    def bucket_and_key(self) -> tuple[str, str]:
+        """The bucket of a place in an object store, and the key in it ("" for the bucket itself)."""
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        return bucket, key
 
     def zarr_store(self) -> Any:
         """A store for zarr to read groups and arrays from."""
@@ -196,7 +204,7 @@ class Location:
             return Path(self.uri).read_bytes()
         from botocore.exceptions import BotoCoreError, ClientError
 
-        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        bucket, key = self.bucket_and_key()
         try:
             body: bytes = self.s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
         except ClientError as error:
@@ -258,7 +266,7 @@ class Location:
             return True
         from botocore.exceptions import ClientError
 
-        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        bucket, key = self.bucket_and_key()
         try:
             self.s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
@@ -369,12 +377,22 @@ def _local_filesystem() -> Any:
 
 
 @lru_cache(maxsize=8)
-def _s3_client(known: tuple[tuple[str, str], ...]) -> Any:
+def _s3_client(known: tuple[tuple[str, str], ...], timeout_s: float | None = None) -> Any:
     import boto3
+    from botocore.config import Config
 
     values = {name: value or None for name, value in known}
+    impatient = None
+    if timeout_s is not None:
+        impatient = Config(
+            connect_timeout=timeout_s,
+            read_timeout=timeout_s,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=MOST_CONNECTIONS,
+        )
     return boto3.client(
         "s3",
+        config=impatient,
         endpoint_url=values["endpoint"],
         region_name=values["region"],
         aws_access_key_id=values["access_key"],
