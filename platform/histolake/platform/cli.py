@@ -21,7 +21,20 @@ __all__ = ["PartsGroup", "app", "main"]
 
 # The order in which a newcomer meets them, by group; a command of a plug-in comes after, by name.
 ORDER: dict[str, tuple[str, ...]] = {
-    "": ("demo", "sample", "ingest", "lake", "export", "recipes", "train", "models", "evaluate", "serve", "settings"),
+    "": (
+        "demo",
+        "sample",
+        "ingest",
+        "lake",
+        "export",
+        "recipes",
+        "train",
+        "models",
+        "embed",
+        "evaluate",
+        "serve",
+        "settings",
+    ),
     "lake": (
         *("slides", "show", "rejections", "report", "overlap", "history", "diff"),
         *("correct", "retile", "tag", "revert", "forget", "expire", "vacuum", "check"),

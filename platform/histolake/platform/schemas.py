@@ -6,9 +6,21 @@ small table of every released version that must still be read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
-__all__ = ["CORRECTABLE", "GENES", "LOOK_ALIKE", "PAIRS", "REJECTIONS", "SLIDES", "schema_name", "schema_version"]
+__all__ = [
+    "CORRECTABLE",
+    "GENES",
+    "LOOK_ALIKE",
+    "PAIRS",
+    "REJECTIONS",
+    "SLIDES",
+    "embeddings_schema",
+    "schema_name",
+    "schema_version",
+]
 
 PAIR_ID_BYTES = 16
 LOOK_ALIKE = "look_alike"  # the flag of a slide that has look_alikes
@@ -96,7 +108,9 @@ CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "
 
 SLIDES = _schema(
     "slides",
-    2,  # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected: null there
+    # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected, 2 first_published: null
+    # there
+    3,
     [
         pa.field("slide_id", pa.string()),
         pa.field("ingest_id", pa.string()),  # random, new for every attempt
@@ -114,6 +128,8 @@ SLIDES = _schema(
         *PROVENANCE,
         # columns that were corrected, and what the source says of them
         pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
+        # the version that first published the slide_id, whatever was ingested again or corrected since (see `placing`)
+        pa.field("first_published", pa.int64()),
     ],
 )
 
@@ -145,3 +161,23 @@ GENES = _schema(
         pa.field("species", pa.string()),
     ],
 )
+
+
+def embeddings_schema(width: int, about: Mapping[str, str] | None = None) -> pa.Schema:
+    """One row a pair and model, vectors of `width` numbers; `about` joins the metadata.
+
+    Vectors are float32 as the model gives them: half the bytes would cost the promise that they equal the served ones.
+    """
+    vector = pa.list_(pa.float32(), width)
+    schema = _schema(
+        "embeddings",
+        1,
+        [
+            pa.field("pair_id", pa.binary(PAIR_ID_BYTES), nullable=False),
+            pa.field("ingest_id", pa.string(), nullable=False),
+            pa.field("slide_id", pa.string(), nullable=False),
+            pa.field("vector", vector),  # of the picture, unit length; null: the pair has none
+            pa.field("sentence_vector", vector),  # of the sentence, unit length; null: the pair has none
+        ],
+    )
+    return schema.with_metadata({**schema.metadata, **(about or {})})

@@ -256,14 +256,7 @@ class Location:
     def create(self, data: bytes) -> bool:
         """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
         if not self.is_remote:
-            target = Path(self.uri)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with target.open("xb") as stream:
-                    stream.write(data)
-            except FileExistsError:
-                return False
-            return True
+            return _create_on_disk(Path(self.uri), data)
         from botocore.exceptions import ClientError
 
         bucket, key = self.bucket_and_key()
@@ -346,6 +339,25 @@ class Location:
 
     def __str__(self) -> str:
         return self.uri
+
+
+def _create_on_disk(target: Path, data: bytes) -> bool:
+    """Write a file only if there is none; whoever reads it reads all of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-") as part:
+        part.write(data)
+        part.flush()
+        try:
+            target.hardlink_to(part.name)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links: the first to make the file wins, and then fills it
+            try:
+                with target.open("xb") as stream:
+                    stream.write(data)
+            except FileExistsError:
+                return False
+    return True
 
 
 def _default_store() -> StoreSettings:

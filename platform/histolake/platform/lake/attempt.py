@@ -51,6 +51,7 @@ class Attempt:
         ingest_id: str,
         live: dict[str, Any] | None = None,
         plan: dict[str, Any] | None = None,
+        after: int = -1,
     ) -> None:
         self._root = root
         self._catalog = catalog
@@ -64,6 +65,8 @@ class Attempt:
         self.live = live  # the live row that makes this attempt needless, where state is "unchanged"
         self.plan = plan
         self.corrected: tuple[str, ...] = ()  # columns whose correction stands; known when it is published
+        self._after = after  # an id that all its fragments exceed
+        self._located: list[dict[str, int]] | None = None  # its fragments, once they are committed
         self._sealed = state == "adopted"
 
     @property
@@ -91,13 +94,19 @@ class Attempt:
         self._keeper.release(self.ingest_id)
 
     def seal(self) -> None:
-        """Make sure, right before publishing, that the attempt is still ours and whole."""
+        """Make sure, right before publishing, that the attempt is still ours. From then on vacuum leaves it alone."""
         assert self.plan is not None, "stage or refuse first"
-        fragments = _fragments(self.plan)
         if not self._sealed and not self._keeper.seal(self.ingest_id, "publish"):
             raise IntegrityError(f"The attempt to ingest {self.slide_id} was given up for dead; run it again.")
         self._sealed = True  # a publish that failed may be tried again
-        if self._table.locate(fragments) is None:
+
+    def verify(self, dataset: Any) -> None:
+        """Make sure, after sealing, that its pairs are in the table as they were written."""
+        assert self.plan is not None, "stage or refuse first"
+        fragments = _fragments(self.plan)
+        if self._located is None or not self._table.holds(fragments, self._located, dataset):
+            self._located = self._table.locate(fragments, self._after, dataset)
+        if self._located is None:
             raise IntegrityError(f"Pairs of {self.slide_id} are not in the lake as they were written; ingest it again.")
 
     def _plan(self, status: str, record: dict[str, Any], fragments: Sequence[Fragment], rejections: pa.Table) -> None:
@@ -108,6 +117,7 @@ class Attempt:
             "record": record,
             "fragments": [asdict(fragment) for fragment in fragments],
             "n_rejections": rejections.num_rows,
+            "after": self._after,
         }
         self._keeper.update(self.ingest_id, plan=self.plan)
 
@@ -126,15 +136,15 @@ class Attempt:
         self._catalog.append("rejections", pa.Table.from_arrays(columns, schema=REJECTIONS))
 
     def _commit_pairs(self, fragments: Sequence[Fragment]) -> None:
-        located = self._table.append(fragments)
+        located = self._located = self._table.append(fragments, self._after)
         wanted, found = sum(f.rows for f in fragments), sum(part["rows"] for part in located)
         if wanted != found:
             raise IntegrityError(f"{found} pairs of {self.slide_id} were committed where {wanted} were written.")
 
     def row(self, published_in: int) -> dict[str, Any]:
         """The row of `catalog/slides` that publishes this attempt in a version."""
-        assert self.plan is not None, "stage or refuse first"
-        located = self._table.locate(_fragments(self.plan)) or []
+        assert self.plan is not None and self._located is not None, "verify first"
+        located = self._located
         return {
             **self.plan["record"],
             "slide_id": self.slide_id,
@@ -166,7 +176,7 @@ def find_dead(
             continue
         if lease.plan is None or lease.is_live() or lease.is_sealed(root):
             continue
-        complete = pairs.locate(_fragments(lease.plan)) is not None
+        complete = pairs.locate(_fragments(lease.plan), lease.plan.get("after", -1)) is not None
         if complete and catalog.rejection_count(lease.lease_id) == lease.plan["n_rejections"]:
             return lease
     return None

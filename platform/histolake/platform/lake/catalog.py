@@ -1,39 +1,55 @@
 """The catalogue: Delta tables `catalog/slides`, `catalog/rejections` and `catalog/genes`.
 
 `catalog/slides` alone decides what the lake holds: its Delta version is the lake's version. Publishing is one Delta
-`merge` without automatic retry; whoever loses the race reads again.
+commit without automatic retry, an append where nothing is retired and a merge where something is; whoever loses the
+race reads again.
+
+What a commit costs must not grow with the lake. So a table's log is read on from where this process stood, the names of
+slides are kept by file (`slide_index`), a merge opens only files whose versions it retires, and files are compacted in
+passing to a bounded size, so that neither their number nor what a merge rewrites grows.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from histolake.platform.errors import ConflictError
+from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.slide_index import SlideIndex, conform
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
 
 __all__ = ["Catalog"]
 
 PUBLISH_TRIES = 40
-COMPACT_FILES = 100  # small files after which a table is compacted in passing
+COMPACT_FILES = 24  # small files after which a table is compacted in passing
+FILE_BYTES = (
+    1 << 20
+)  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
+MOST_NAMED = 64  # versions that the predicate of a merge names one by one; more are named as a range
 
 # No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
 _STATISTICS = {"slides": "published_in,retired_in", "rejections": "figure", "genes": "gene_id"}
 _ONCE = CommitProperties(max_commit_retries=0)
+_LOG = {
+    "delta.checkpointInterval": "20",  # commits that are read one by one when a table is opened
+    # A checkpoint lists the files that were retired within this time. `clean` needs no list to remove them.
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
+}
 
 # What publishing must know of a live row.
 LIVE = (
     *("slide_id", "ingest_id", "published_in", "status", "source_digest", "settings_digest", "n_pairs"),
-    *(*CORRECTABLE, "corrected"),
+    *(*CORRECTABLE, "corrected", "first_published"),
 )
 
 RowMaker = Callable[[int, dict[str, list[dict[str, Any]]]], list[dict[str, Any]]]
@@ -48,6 +64,9 @@ class Catalog:
 
     def __init__(self, root: Location) -> None:
         self.root = root.join("catalog")
+        self._held: dict[str, DeltaTable] = {}  # at the version that this process knows; only under the lock
+        self._lock = threading.RLock()
+        self._index = SlideIndex(self.root.join("slides"))
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
@@ -60,7 +79,7 @@ class Catalog:
             schema=schema.remove_metadata(),
             mode="ignore",
             name=f"{schema_name(schema)} v{schema_version(schema)}",
-            configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name]},
+            configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name], **_LOG},
             storage_options=place.delta_options(),
         )
 
@@ -70,9 +89,19 @@ class Catalog:
         return DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options())
 
     def table(self, name: str) -> DeltaTable:
-        """A table at its newest version."""
+        """A table at its newest version, the caller's own."""
         place = self.root.join(name)
         return DeltaTable(place.uri, storage_options=place.delta_options())
+
+    def _newest(self, name: str) -> DeltaTable:
+        """A table at its newest version, read on from where it stood. Shared: to be used under the lock only, or
+        another thread's commit would move it under its user."""
+        held = self._held.get(name)
+        if held is None:
+            held = self._held[name] = self.table(name)
+        else:
+            held.update_incremental()
+        return held
 
     def dataset(self, name: str, table: DeltaTable | None = None) -> Any:
         """A table's rows as an Arrow dataset, read through Arrow's own file system.
@@ -88,14 +117,37 @@ class Catalog:
 
     def version(self) -> int:
         """The lake's version."""
-        return self.table("slides").version()
+        with self._lock:
+            return self._newest("slides").version()
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows to a table."""
-        place = self.root.join(name)
-        write_deltalake(
-            place.uri, rows.replace_schema_metadata(None), mode="append", storage_options=place.delta_options()
-        )
+        """Add the rows of ingests that the table holds none of.
+
+        A commit whose outcome is unknown is looked up by `ingest_id` before it is repeated.
+        """
+        failure: Exception | None = None
+        ingest_ids = pc.unique(rows["ingest_id"])
+        with self._lock:
+            for attempt in range(PUBLISH_TRIES):
+                if failure is not None:
+                    keep = _text("ingest_id").isin(ingest_ids)
+                    if self.dataset(name).count_rows(filter=keep) == rows.num_rows:
+                        return
+                table = self._newest(name)
+                try:
+                    write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+                except (DeltaError, OSError) as error:
+                    failure = error
+                    self._lost(name, attempt)
+                    continue
+                self._compact_in_passing(name, table)
+                return
+        raise ConflictError(f"Rows could not be added to {name} in {PUBLISH_TRIES} tries: {failure}") from failure
+
+    def _lost(self, name: str, attempt: int) -> None:
+        """After a commit that failed: start from what the store says, a moment later."""
+        self._held.pop(name, None)
+        _pause(attempt)
 
     def create_with(self, name: str, schema: pa.Schema, rows: pa.Table) -> None:
         """Make a table with its first rows in one commit, unless there is one with rows."""
@@ -125,16 +177,24 @@ class Catalog:
         found = self.dataset("rejections").count_rows(filter=_text("ingest_id") == ingest_id)
         return int(found)
 
-    def live(
-        self, slide_ids: Iterable[str], table: DeltaTable | None = None, columns: Sequence[str] = LIVE
-    ) -> dict[str, list[dict[str, Any]]]:
+    def live(self, slide_ids: Iterable[str], columns: Sequence[str] = LIVE) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
         wanted = sorted(set(slide_ids))
-        keep = pc.field("retired_in").is_null() & _text("slide_id").isin(wanted)
+        schema = pa.schema([SLIDES.field(name) for name in dict.fromkeys(["slide_id", *columns])])
         rows: dict[str, list[dict[str, Any]]] = {slide_id: [] for slide_id in wanted}
-        for row in _read(self.dataset("slides", table), SLIDES, list(columns), keep).to_pylist():
+        for row in self._live(wanted, schema).to_pylist():
             rows[row["slide_id"]].append(row)
         return rows
+
+    def _live(self, slide_ids: Sequence[str], schema: pa.Schema) -> pa.Table:
+        with self._lock:
+            for _ in range(PUBLISH_TRIES):
+                files = (uri.rsplit("/", 1)[-1] for uri in self._newest("slides").file_uris())
+                try:
+                    return self._index.read(files, slide_ids, schema)
+                except FileNotFoundError:  # compacted and cleaned away since we looked; the newest version has others
+                    continue
+        raise ConflictError(f"{self.root} changed {PUBLISH_TRIES} times while it was read; try again.")
 
     def commit(
         self,
@@ -152,33 +212,52 @@ class Catalog:
         lacks are added to it. `told` is kept with the commit for `lake history`.
         """
         failure: Exception | None = None
-        for attempt in range(PUBLISH_TRIES):
-            table = self.table("slides")
-            if failure is not None and (version := self._published(table, ingest_ids)) is not None:
-                return version  # the commit that seemed to fail had succeeded
-            rows = make_rows(table.version() + 1, self.live(slide_ids, table, columns))
-            if not rows:
-                return table.version()
-            try:
-                merge = table.merge(
-                    pa.Table.from_pylist(rows, schema=SLIDES.remove_metadata()),
-                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
-                    source_alias="new",
-                    target_alias="old",
-                    merge_schema=True,
-                    commit_properties=_once(told),
-                )
-                merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
-            except (DeltaError, OSError) as error:
-                failure = error
-                _pause(attempt)
-                continue
-            version = table.version()
-            self._compact_in_passing("slides")
-            return version
+        with self._lock:
+            for attempt in range(PUBLISH_TRIES):
+                table = self._newest("slides")
+                if failure is not None and (version := self._published(table, ingest_ids)) is not None:
+                    return version  # the commit that seemed to fail had succeeded
+                version = table.version() + 1
+                live = self.live(slide_ids, columns)
+                if table.version() + 1 != version:
+                    continue  # another writer published while we looked
+                rows = make_rows(version, live)
+                if not rows:
+                    return table.version()
+                try:
+                    self._write(table, rows, _once(told))
+                except (DeltaError, OSError) as error:
+                    failure = error
+                    self._lost("slides", attempt)
+                    continue
+                if table.version() != version:
+                    raise IntegrityError(
+                        f"Version {version} was published as {table.version()}; `histolake lake check`."
+                    )
+                self._compact_in_passing("slides", table)
+                return version
         raise ConflictError(
             f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
         ) from failure
+
+    def _write(self, table: DeltaTable, rows: Sequence[Mapping[str, Any]], once: CommitProperties) -> None:
+        """One commit right on top of the table's version, or an error."""
+        source = pa.Table.from_pylist(list(rows), schema=SLIDES.remove_metadata())
+        retired = [row["published_in"] for row in rows if row.get("retired_in") is not None]
+        if not retired:
+            known = {field.name for field in table.schema().fields}
+            mode: Literal["merge"] | None = None if known.issuperset(source.schema.names) else "merge"
+            write_deltalake(table, source, mode="append", schema_mode=mode, commit_properties=once)
+            return
+        merge = table.merge(
+            source,
+            f"old.ingest_id = new.ingest_id AND old.published_in = new.published_in AND {_within(retired)}",
+            source_alias="new",
+            target_alias="old",
+            merge_schema=True,
+            commit_properties=once,
+        )
+        merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
 
     def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
         """The version in which these ingests were published, or None if they were not."""
@@ -234,13 +313,13 @@ class Catalog:
 
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
-    def _compact_in_passing(self, name: str) -> None:
-        table = self.table(name)
-        if len(table.file_uris()) > COMPACT_FILES:
+    def _compact_in_passing(self, name: str, table: DeltaTable) -> None:
+        sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
+        if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
             try:
-                table.optimize.compact(commit_properties=_ONCE)
-            except DeltaError:
-                return  # another writer was at work; the next one compacts
+                table.optimize.compact(target_size=FILE_BYTES, commit_properties=_ONCE)
+            except (DeltaError, OSError):
+                self._held.pop(name, None)  # another writer was at work; the next one compacts
 
     def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
         """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""
@@ -274,7 +353,8 @@ class Catalog:
             try:
                 merge = self.table("slides").merge(
                     rows,
-                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in",
+                    "old.ingest_id = new.ingest_id AND old.published_in = new.published_in AND "
+                    + _within(rows["published_in"].to_pylist()),
                     source_alias="new",
                     target_alias="old",
                     commit_properties=_ONCE,
@@ -326,10 +406,15 @@ def _text(name: str) -> pc.Expression:
     return pc.field(name).cast(pa.string())
 
 
-def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None, keep: pc.Expression | None = None) -> pa.Table:
+def _within(versions: Sequence[int]) -> str:
+    """A condition on `published_in` in numbers, by which a merge passes over files that hold none of them."""
+    named = sorted(set(versions))
+    if len(named) > MOST_NAMED:
+        return f"old.published_in >= {named[0]} AND old.published_in <= {named[-1]}"
+    return f"old.published_in IN ({', '.join(map(str, named))})"
+
+
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    # An older lake lacks the columns that a newer schema added: they read as null.
     held = set(dataset.schema.names)
-    found = dataset.to_table(columns=[name for name in wanted.names if name in held], filter=keep)
-    full = [found[f.name].cast(f.type) if f.name in held else pa.nulls(found.num_rows, f.type) for f in wanted]
-    return pa.Table.from_arrays(full, schema=wanted)
+    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held]), wanted)

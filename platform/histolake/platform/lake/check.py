@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from histolake.platform.lake.embeddings import audit
 from histolake.platform.lake.leases import read_leases
 
 if TYPE_CHECKING:
@@ -58,4 +59,4 @@ def check(lake: Lake) -> list[Finding]:
         if owner not in live:
             text = f"fragment {fragment_id} belongs to no version; `histolake lake vacuum` drops it"
             findings.append(Finding(severity="waste", slide_id=None, ingest_id=owner, finding=text))
-    return findings
+    return findings + audit(lake)

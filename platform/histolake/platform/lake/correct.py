@@ -92,8 +92,15 @@ def _corrected(row: Mapping[str, Any], values: Mapping[str, str | None]) -> dict
     said = {entry["column"]: entry["said"] for entry in row["corrected"] or []}
     for column in values:
         said.setdefault(column, row[column])
-    new = {**row, **values}
+    new = {**row, **values, "first_published": _born(row)}
     return {**new, "corrected": _entries(new, said)}
+
+
+def _born(row: Mapping[str, Any]) -> int | None:
+    """The version that first published a row's slide; rows of older lakes know only their own."""
+    if row["status"] != "published":
+        return None
+    return row["published_in"] if row.get("first_published") is None else row["first_published"]
 
 
 def _entries(row: Mapping[str, Any], said: Mapping[str, str | None]) -> list[dict[str, Any]] | None:
@@ -101,7 +108,7 @@ def _entries(row: Mapping[str, Any], said: Mapping[str, str | None]) -> list[dic
 
 
 def carry(new: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A row about to be published, with the corrections of the row that it follows which still stand.
+    """A row about to be published, with the age of the row that it follows and the corrections which still stand.
 
     A correction stands where the source now says the same as when it was corrected, or nothing, or the corrected value.
     """
@@ -109,5 +116,6 @@ def carry(new: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, A
     said = {entry["column"]: entry["said"] for entry in (before and before["corrected"]) or []}
     assert before is not None or not said
     kept = {c: before[c] for c, value in said.items() if before and new.get(c) in (None, value, before[c])}
-    carried = {**new, **kept}
+    ages = [born for row in (*live, new) if (born := _born(row)) is not None]
+    carried = {**new, **kept, "first_published": min(ages, default=None) if new["status"] == "published" else None}
     return {**carried, "corrected": _entries(carried, {c: said[c] for c in kept})}

@@ -43,6 +43,7 @@ class Receipt:
     catalog_rows: int
     exports: list[str]
     images: int  # overviews and pyramids
+    embeddings: int  # rows, over all models
     bytes: int  # of pairs, exports and images
     models: list[str]
     version_before: int
@@ -113,6 +114,7 @@ def forget(
     images, freed_images = _drop_images(lake, ingest_ids)
     # An image that lay inside another file has a copy in this machine's cache; other machines' copies age.
     freed_images += sum(drop(uri) for uri in set(mine["image"].to_pylist()) if uri)
+    embeddings = lake.embeddings.drop(ingest_ids)
     # The catalogue goes last, so that a repeat after a crash still finds what to forget.
     lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
     rejections = lake.catalog.delete("rejections", sorted(ingest_ids | twins)) - len(twins)
@@ -131,6 +133,7 @@ def forget(
         catalog_rows=catalog_rows,
         exports=exports,
         images=images,
+        embeddings=embeddings,
         bytes=freed,
         models=models or [],
         version_before=before,

@@ -17,6 +17,7 @@ from histolake.platform.errors import LakeNotFoundError
 from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
+from histolake.platform.lake.embeddings import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
 from histolake.platform.lake.genes import GeneTable
 from histolake.platform.lake.images import LakeImages
@@ -38,6 +39,7 @@ class Lake:
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))
         self.images = LakeImages(root)
+        self.embeddings = EmbeddingTables(root)
         self.keeper = LeaseKeeper(root)
         self._genes = GeneTable(self.catalog)
 
@@ -130,6 +132,7 @@ class Lake:
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
         dead = find_dead(self.root, self.catalog, self.pairs, self.keeper, (slide_id, source_digest, settings_digest))
         ingest_id = dead.lease_id if dead else new_ingest_id()
+        after = dead.plan.get("after", -1) if dead and dead.plan else self.pairs.last_id()
         now = time.time()
         lease = Lease(
             lease_id=ingest_id,
@@ -144,11 +147,11 @@ class Lake:
         )
         if dead is not None and lease.seal(self.root, "adopt"):
             self.keeper.hold(lease)
-            return Attempt(**common, state="adopted", ingest_id=ingest_id, plan=dead.plan)
+            return Attempt(**common, state="adopted", ingest_id=ingest_id, plan=dead.plan, after=after)
         if dead is not None:  # somebody else was first to adopt it
             return self.begin(slide_id, **digests, source=source)
         self.keeper.hold(lease)
-        return Attempt(**common, state="new", ingest_id=ingest_id)
+        return Attempt(**common, state="new", ingest_id=ingest_id, after=after)
 
     def publish(self, attempts: Sequence[Attempt]) -> int:
         """Publish staged attempts in one catalogue commit; returns the lake version that holds them.
@@ -162,6 +165,9 @@ class Lake:
             return self.version
         for attempt in attempts:
             attempt.seal()
+        dataset = self.pairs.newest()
+        for attempt in attempts:
+            attempt.verify(dataset)
         when = datetime.now(UTC)
         software = f"histolake {package_version('histolake')}"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from histolake.platform.storage import Location
 
-__all__ = ["TTL_S", "Lease", "LeaseKeeper", "read_leases"]
+__all__ = ["TTL_S", "Lease", "LeaseKeeper", "read_lease", "read_leases"]
 
 TTL_S = 120.0
 RENEW_S = TTL_S / 6
@@ -56,7 +56,7 @@ class Lease:
     """The content of one lease file."""
 
     lease_id: str  # the ingest_id of a write lease; random for a read lease
-    kind: str  # "write" | "read"
+    kind: str  # "write" | "read" | "embed", a claim of work that is written elsewhere
     purpose: str
     started_s: float  # seconds since the epoch
     renewed_s: float
@@ -107,11 +107,18 @@ def read_leases(root: Location, known: Collection[str] = ()) -> Iterator[Lease]:
     for place in root.join("leases").list():
         if place.suffix != ".json" or place.name.removesuffix(".json") in known:
             continue
-        try:
-            data = place.read_bytes()
-        except FileNotFoundError:  # its holder removed it between the listing and now
-            continue
-        yield Lease(**json.loads(data))
+        lease = read_lease(root, place.name.removesuffix(".json"))
+        if lease is not None:  # its holder may have removed it between the listing and now
+            yield lease
+
+
+def read_lease(root: Location, lease_id: str) -> Lease | None:
+    """One lease, live or dead; None where there is none."""
+    try:
+        data = root.join("leases", f"{lease_id}.json").read_bytes()
+    except FileNotFoundError:
+        return None
+    return Lease(**json.loads(data))
 
 
 class LeaseKeeper:

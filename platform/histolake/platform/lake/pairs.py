@@ -2,14 +2,22 @@
 
 Workers write fragments as files that nobody sees; the driver makes them part of the table in one Lance commit; only the
 catalogue makes them part of the lake. Whole fragments are dropped, never rows.
+
+The manifest lists every fragment of the lake, some 240 bytes each. So a process that ingests keeps it, reads it again
+only after others have committed, and commits on top of the one at hand; what was just committed is looked for
+among the fragments that are newer than the attempt, not among all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +28,9 @@ from histolake.platform.storage import Location
 
 __all__ = ["Fragment", "PairsTable", "PairsWriter"]
 
-COMMIT_TRIES = 10
+COMMIT_TRIES = 40
+METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
+INDEX_CACHE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,11 @@ class PairsWriter:
         batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
         reader = pa.RecordBatchReader.from_batches(PAIRS, (self._own(batch) for batch in batches))
         written = write_fragments(
-            reader, self.location.uri, schema=PAIRS, mode="append", storage_options=self.location.lance_options()
+            reader,
+            _to_write_to(self.location.uri, tuple((self.location.lance_options() or {}).items())),
+            schema=PAIRS,
+            mode="append",
+            storage_options=self.location.lance_options(),
         )
         if len(written) != 1:
             raise IntegrityError(f"Writing {self.slide_id} made {len(written)} fragments where one was expected.")
@@ -77,6 +91,8 @@ class PairsTable:
 
     def __init__(self, location: Location) -> None:
         self.location = location
+        self._held: Any = None  # the dataset as this process knows it; only under the lock
+        self._lock = threading.Lock()
 
     def create(self) -> None:
         """Make the empty table unless there is one."""
@@ -99,16 +115,28 @@ class PairsTable:
             self.open()
 
     def open(self) -> Any:
-        """The newest `LanceDataset`."""
+        """The newest `LanceDataset`, the caller's own."""
         import lance
 
         return lance.dataset(self.location.uri, storage_options=self.location.lance_options())
 
-    def append(self, fragments: Sequence[Fragment]) -> list[dict[str, int]]:
+    def newest(self) -> Any:
+        """The newest `LanceDataset`, for a look at its fragments; its manifest is read if it is not the one at hand."""
+        with self._lock:
+            if self._held is None or self._held.latest_version != self._held.version:
+                self._held = _open_for_writing(self.location.uri, self.location.lance_options())
+            return self._held
+
+    def last_id(self) -> int:
+        """An id that every fragment exceeds which is committed from now on."""
+        return _last_id(self._held or self.newest())
+
+    def append(self, fragments: Sequence[Fragment], after: int = -1) -> list[dict[str, int]]:
         """Make fragments part of the table in one commit; returns `{"id", "rows"}` of each, in order.
 
         A commit whose outcome is unknown is looked up by file names before it is repeated: Lance would accept the same
-        fragments twice and double the rows.
+        fragments twice and double the rows. `after` is the `last_id` from before they were written; only newer
+        fragments are looked through.
         """
         import lance
         from lance.fragment import FragmentMetadata
@@ -116,30 +144,44 @@ class PairsTable:
         if not fragments:
             return []
         failure: Exception | None = None
-        for _ in range(COMMIT_TRIES):
-            dataset = self.open()
-            found = self.locate(fragments, dataset)
+        operation = lance.LanceOperation.Append([FragmentMetadata.from_json(f.metadata) for f in fragments])
+        for attempt in range(COMMIT_TRIES):
+            dataset = self.newest()
+            found = self.locate(fragments, after, dataset)
             if found is not None:
                 return found
-            operation = lance.LanceOperation.Append([FragmentMetadata.from_json(f.metadata) for f in fragments])
             try:
-                lance.LanceDataset.commit(
-                    self.location.uri,
-                    operation,
-                    read_version=dataset.version,
-                    storage_options=self.location.lance_options(),
-                )
+                # Without retries: Lance would take a commit that only seemed to fail for another writer's.
+                done = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
             except OSError as error:
                 failure = error
-        found = self.locate(fragments)
+                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                continue
+            with self._lock:
+                self._held = done
+            found = self.locate(fragments, max(after, _last_id(dataset)), done)
+            if found is not None:
+                return found
+        found = self.locate(fragments, after)
         if found is None:
             raise ConflictError(f"Pairs could not be committed in {COMMIT_TRIES} tries: {failure}") from failure
         return found
 
-    def locate(self, fragments: Sequence[Fragment], dataset: Any = None) -> list[dict[str, int]] | None:
-        """Ids and rows of committed fragments, by their file names; None unless every one is there, whole."""
-        dataset = dataset or self.open()
-        by_file = {file.path: part for part in dataset.get_fragments() for file in part.data_files()}
+    def locate(
+        self, fragments: Sequence[Fragment], after: int = -1, dataset: Any = None
+    ) -> list[dict[str, int]] | None:
+        """Ids and rows of committed fragments, by their file names; None unless every one is there, whole.
+
+        Only fragments with an id above `after` are looked at, the newest first.
+        """
+        dataset = dataset or self.newest()
+        wanted = {name for fragment in fragments for name in fragment.files}
+        by_file: dict[str, Any] = {}
+        for fragment_id in _ids_above(dataset, after):
+            part = dataset.get_fragment(fragment_id)
+            by_file |= {file.path: part for file in part.data_files() if file.path in wanted}
+            if len(by_file) == len(wanted):
+                break
         found = []
         for fragment in fragments:
             parts = {by_file[name].fragment_id for name in fragment.files if name in by_file}
@@ -151,9 +193,19 @@ class PairsTable:
             found.append({"id": int(part.fragment_id), "rows": fragment.rows})
         return found
 
+    def holds(self, fragments: Sequence[Fragment], located: Sequence[dict[str, int]], dataset: Any) -> bool:
+        """Whether fragments are still where they were located."""
+        if len(fragments) != len(located):
+            return False
+        for fragment, place in zip(fragments, located, strict=True):
+            part = dataset.get_fragment(place["id"])
+            if part is None or tuple(file.path for file in part.data_files()) != fragment.files:
+                return False
+        return True
+
     def fragment_ids(self) -> set[int]:
         """The ids of all committed fragments."""
-        return {int(part.fragment_id) for part in self.open().get_fragments()}
+        return {int(fragment_id) for fragment_id in self.newest().fragment_ids()}
 
     def owners(self, fragment_ids: Sequence[int]) -> dict[str, list[int]]:
         """ingest_id -> ids of its fragments among those given, told by their first rows; those gone are left out."""
@@ -214,3 +266,29 @@ class PairsTable:
                 "run `histolake lake check`."
             )
         return part
+
+
+def _open_for_writing(uri: str, options: dict[str, str] | None) -> Any:
+    import lance
+
+    session = lance.Session(metadata_cache_size_bytes=METADATA_CACHE_BYTES, index_cache_size_bytes=INDEX_CACHE_BYTES)
+    return lance.dataset(uri, storage_options=options, session=session)
+
+
+@lru_cache(maxsize=1)
+def _to_write_to(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
+    """The table as a place to write files to: opened once a process, for Lance wants its schema and reads the whole
+    manifest for it. It need not be the newest."""
+    return _open_for_writing(uri, dict(options) or None)
+
+
+def _last_id(dataset: Any) -> int:
+    return next(_ids_above(dataset, -1), -1)
+
+
+def _ids_above(dataset: Any, after: int) -> Iterator[int]:
+    """Ids of fragments, the newest first."""
+    for fragment_id in reversed(list(dataset.fragment_ids())):
+        if fragment_id <= after:
+            return
+        yield int(fragment_id)

@@ -1,10 +1,10 @@
 """Vacuum: give back what no version of the lake names.
 
-What goes: fragments and images of ingests that the catalogue does not name (dead attempts, and those that were
-forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What stays:
-everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than the
-start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table that
-cannot be read.
+What goes: fragments, images and embeddings of ingests that the catalogue does not name (dead attempts, and those that
+were forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What
+stays: everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than
+the start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table
+that cannot be read.
 
 The order of looking is the proof: first what was written, then who holds leases, then what the catalogue names. A lease
 is taken before anything is written and given back after the catalogue names it, so whatever was seen in the first look
@@ -38,6 +38,7 @@ class Vacuumed:
     fragments: int
     rejections: int
     images: int  # files
+    embeddings: int  # rows
     bytes: int  # of pairs and images
     catalog_files: int
     live_leases: int  # that held it back
@@ -48,6 +49,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     started_s = time.time()
     fragment_ids = lake.pairs.fragment_ids()
     pictures = lake.images.files()
+    embedded = {ingest_id for name in lake.embeddings.names() for ingest_id in lake.embeddings.ingests(name)}
     rejecting = set(pc.unique(lake.catalog.rejections()["ingest_id"]).to_pylist())
 
     leases = list(read_leases(lake.root))
@@ -71,12 +73,14 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
     freed += lake.pairs.clean(cutoff_s)
+    embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
         dead_attempts=sum(lease.kind == "write" for lease in condemned),
         fragments=sum(map(len, orphans.values())),
         rejections=rejections,
         images=len(ownerless),
+        embeddings=embeddings,
         bytes=freed,
         catalog_files=files,
         live_leases=len(live),

@@ -6,8 +6,9 @@ Axes: B pairs, H height, W width, C channels, L tokens, D embedding, N inputs. V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +51,7 @@ class Model:
     tokenizer: BpeTokenizer
     card: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    batch: int = EVAL_BATCH  # inputs a forward pass
 
     def __post_init__(self) -> None:
         module: nn.Module = self.encoder
@@ -62,25 +64,38 @@ class Model:
 
     def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
         """Unit rows, float32 (N, D), of JPEG or PNG pictures of `card["image_um"]` micrometres."""
-        px = int(self.card["image_px"])
-        return self._batched(
-            images,
-            lambda part: self.encoder.encode_images(
-                torch.from_numpy(np.stack([decode(picture, px) for picture in part])).to(self.device)
-            ),
-        )
+        return self._batched(images, lambda part: self._encode_pixels(self.decode_images(part)))
 
     def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
         """Unit rows, float32 (N, D), of gene sentences."""
-        return self._batched(
-            sentences,
-            lambda part: self.encoder.encode_tokens(torch.from_numpy(self.tokenizer(part)).to(self.device)),
-        )
+        return self._batched(sentences, lambda part: self._encode_tokens(self.tokenizer(part)))
 
-    def _batched(self, inputs: Sequence[Any], embed: Any) -> np.ndarray:
+    # The two halves of embedding by themselves, for a caller that prepares the next batch while this one is computed.
+
+    def decode_images(self, images: Sequence[bytes], through: Callable[..., Iterable[np.ndarray]] = map) -> np.ndarray:
+        """Pixels, uint8 (N, px, px, 3), of JPEG or PNG pictures; `through` may be the `map` of a pool of threads."""
+        px = int(self.card["image_px"])
+        pixels = list(through(partial(decode, px=px), images))
+        return np.stack(pixels) if pixels else np.zeros((0, px, px, 3), dtype=np.uint8)
+
+    def embed_pixels(self, image_NHWC: np.ndarray) -> np.ndarray:
+        """Unit rows, float32 (N, D), of pictures as `decode_images` gives them."""
+        return self._batched(image_NHWC, self._encode_pixels)
+
+    def embed_tokens(self, tokens_NL: np.ndarray) -> np.ndarray:
+        """Unit rows, float32 (N, D), of token ids as `tokenizer` gives them."""
+        return self._batched(tokens_NL, self._encode_tokens)
+
+    def _encode_pixels(self, image_BHWC: np.ndarray) -> torch.Tensor:
+        return self.encoder.encode_images(torch.from_numpy(image_BHWC).to(self.device))
+
+    def _encode_tokens(self, tokens_BL: np.ndarray) -> torch.Tensor:
+        return self.encoder.encode_tokens(torch.from_numpy(tokens_BL).to(self.device))
+
+    def _batched(self, inputs: Any, embed: Callable[[Any], torch.Tensor]) -> np.ndarray:
         out_ND = np.zeros((len(inputs), self.embed_dim), dtype=np.float32)
         with torch.inference_mode():
-            for start in range(0, len(inputs), EVAL_BATCH):
-                part = list(inputs[start : start + EVAL_BATCH])
+            for start in range(0, len(inputs), self.batch):
+                part = inputs[start : start + self.batch]
                 out_ND[start : start + len(part)] = embed(part).float().cpu().numpy()
         return out_ND

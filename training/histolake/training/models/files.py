@@ -6,6 +6,7 @@ name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -20,7 +21,7 @@ from histolake.training.models.clip_lite import ClipLiteConfig, build_clip_lite
 from histolake.training.models.coca import CocaConfig, build_coca
 from histolake.training.tokenizers import make_tokenizer
 
-__all__ = ["ARCHITECTURES", "FORMAT", "FORMAT_VERSION", "build_encoder", "load_model", "save_model"]
+__all__ = ["ARCHITECTURES", "FORMAT", "FORMAT_VERSION", "build_encoder", "load_model", "model_digest", "save_model"]
 
 FORMAT = "histolake-model"
 FORMAT_VERSION = 1
@@ -74,6 +75,19 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"this histolake reads {FORMAT!r} version {FORMAT_VERSION}."
         )
     return card
+
+
+def model_digest(folder: str | Path) -> str:
+    """A hash of all that decides which vectors a model folder gives: weights, architecture, and how a pair is read."""
+    card = read_card(folder)
+    weights = Path(folder) / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS_FILE}.")
+    deciding = {name: card.get(name) for name in ("config", "tokenizer", "context", "image_column", "image_px")}
+    with weights.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256")
+    found.update(json.dumps(deciding, sort_keys=True).encode())
+    return found.hexdigest()
 
 
 def load_model(folder: str | Path, device: str = "cpu") -> Model:
