@@ -24,7 +24,10 @@ from pydantic import SecretStr
 from histolake.platform.cache import cache_folder, trim, use
 from histolake.platform.errors import LocationError
 
-__all__ = ["Entry", "Location", "StoreSettings"]
+__all__ = ["CLOCK_SLACK_S", "Entry", "Location", "StoreSettings"]
+
+# Clocks of machines and object stores differ: a file is taken for older only by more than this.
+CLOCK_SLACK_S = 60.0
 
 COPY_BYTES = 8 << 20
 MOST_CONNECTIONS = 64  # of an impatient client

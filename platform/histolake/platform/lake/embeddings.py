@@ -22,7 +22,7 @@ from histolake.platform.lake.leases import read_leases
 from histolake.platform.lake.pairs import Fragment, PairsTable
 from histolake.platform.lake.vector_index import IndexState, drop_stale, index_state, keep_up
 from histolake.platform.schemas import PAIR_ID_BYTES, embeddings_schema
-from histolake.platform.storage import Location
+from histolake.platform.storage import CLOCK_SLACK_S, Location
 
 if TYPE_CHECKING:
     from histolake.platform.lake.check import Finding
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["SIDES", "About", "EmbeddingTable", "EmbeddingTables", "EmbeddingsWriter", "Part", "audit", "writing"]
 
 SIDES = ("vector", "sentence_vector")
-CLOCK_SLACK_S = 60.0  # clocks of machines and stores differ: a file is older only by more than this
 _KEY = "histolake.embeddings."
 
 

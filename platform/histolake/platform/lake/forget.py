@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 from histolake.platform.cache import drop
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.lake.vacuum import CLOCK_SLACK_S
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
-from histolake.platform.storage import Location
+from histolake.platform.storage import CLOCK_SLACK_S, Location
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake

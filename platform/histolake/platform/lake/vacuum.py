@@ -20,14 +20,12 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from histolake.platform.lake.leases import Lease, read_leases
+from histolake.platform.storage import CLOCK_SLACK_S
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
 __all__ = ["Vacuumed", "vacuum"]
-
-# Clocks of machines and object stores differ: a file is taken for older only by more than this.
-CLOCK_SLACK_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
