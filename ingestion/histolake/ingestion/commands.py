@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -99,6 +100,10 @@ def ingest(
     mismatches: Annotated[
         str | None, typer.Option("--mismatches", metavar="CSV", help="Where to write what the tables do not match.")
     ] = None,
+    rehash: Annotated[
+        bool,
+        typer.Option("--rehash", help="Read every file for its digest, also those unchanged since they were read."),
+    ] = False,
     change: ChangeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -107,7 +112,9 @@ def ingest(
     The reader is chosen by looking at the files: Space Ranger 1 to 4, Visium HD, Xenium, SpatialData, HEST-1k,
     STimage-1K4M, legacy Spatial Transcriptomics, AnnData (h5ad), and plug-ins; docs/readers.md says what each needs. A
     section is published whole or not at all; what is refused is
-    recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged.
+    recorded with its reason, and the exit code is then 3. Run it again: what is published stays unchanged, and files
+    that this machine has read before are told by their times (on S3 by their ETags) and not read again; --rehash reads
+    them.
 
     A metadata table has a row a section (column `section`), a patient (`patient`, `study`) or a study (`study`);
     several are joined. What does not match is listed at the end. --plan reads and judges, and tells pairs, bytes and
@@ -130,6 +137,8 @@ def ingest(
     console = stderr()
     table = MetadataTable.read(metadata or [])
     candidates = find_sections(sources, cohort, table, settings)
+    if rehash:
+        candidates = (replace(candidate, rehash=True) for candidate in candidates)
     rules = pipeline.ingest_settings(settings)
     console.print("starting Ray", highlight=False)
     with start_ray(settings.section("cluster")), Bars(console) as tell:

@@ -40,6 +40,7 @@ class Candidate:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what the curator says; wins over the source
     problem: SourceError | None = None
     expects: str | None = None  # the digest that the source must still have; None takes it as it is
+    rehash: bool = False  # read all of it for its digest, even what this machine has read and has not changed since
 
 
 def find_sections(

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from histolake.ingestion.sentences import SentenceSettings, gene_sentences
 
@@ -40,6 +42,7 @@ __all__ = [
 
 PROFILE_GENES = 20  # symbols in a spot's profile hash
 SKETCH = 64  # hashes in a section's sketch
+UNSORTED = 64  # slides that are looked through one by one before they are sorted in with the others
 FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
 _ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
 
@@ -137,7 +140,7 @@ class KnownSlides:
     """The content of the lake's live slides, and of those of this run, to be asked about one section at a time.
 
     Built once from the catalogue's rows; asking costs a search in one sorted array of hashes and one pass over the
-    picture hashes, and reads nothing.
+    picture hashes, and reads nothing. A slide costs about a kilobyte, in arrays.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -149,13 +152,29 @@ class KnownSlides:
         self._gone: set[int] = set()
         for row in rows:
             self._note(row["slide_id"], row.get("profile_sketch"), row.get("image_hash"))
-        sizes = [len(sketch) for sketch in self._sketches]
-        hashes = np.concatenate([np.zeros(0, dtype=np.int64), *self._sketches])
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._owner = hashes[order], owner[order]
         self._bits, self._lengths = _bits(self._pictures), _lengths(self._pictures)
-        self._later: dict[int, list[int]] = {}  # hash -> slides added since
+        self._hashes, self._owner, self._sorted = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 0
+        self._sort()
+
+    @classmethod
+    def of_table(cls, rows: pa.Table) -> KnownSlides:
+        """Of a table with these columns; the sketches of thousands of slides never become numbers of Python's."""
+        sketches = rows["profile_sketch"].combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(sketches), 0).to_numpy(zero_copy_only=False)
+        each = np.split(sketches.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.cumsum(lengths)[:-1])[
+            : len(lengths)
+        ]
+        named = zip(rows["slide_id"].to_pylist(), each, rows["image_hash"].to_pylist(), strict=True)
+        return cls({"slide_id": name, "profile_sketch": s, "image_hash": h} for name, s, h in named)
+
+    def _sort(self) -> None:
+        """Take what came since into the sorted hashes."""
+        fresh = self._sketches[self._sorted :]
+        owner = np.repeat(np.arange(self._sorted, len(self._sketches)), [len(sketch) for sketch in fresh])
+        hashes = np.concatenate([self._hashes, *fresh])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owner = hashes[order], np.concatenate([self._owner, owner])[order]
+        self._sorted = len(self._sketches)
 
     def _note(self, slide_id: str, sketch: Sequence[int] | None, picture: str | None) -> None:
         if slide_id in self._number:
@@ -172,8 +191,8 @@ class KnownSlides:
     def replace(self, slide_id: str, record: Mapping[str, Any]) -> None:
         """Put a section's content in the place of what was known under its name."""
         self._note(slide_id, record.get("profile_sketch"), record.get("image_hash"))
-        for value in self._sketches[-1].tolist():
-            self._later.setdefault(value, []).append(len(self._ids) - 1)
+        if len(self._sketches) - self._sorted > UNSORTED:
+            self._sort()
 
     def judge(self, slide_id: str, record: Mapping[str, Any], settings: DuplicateSettings) -> Verdict:
         """What is known of a section's content under other names."""
@@ -198,7 +217,8 @@ class KnownSlides:
         """Numbers of the slides that hold any of these hashes."""
         left, right = (np.searchsorted(self._hashes, sketch, side=side) for side in ("left", "right"))
         found = {int(i) for a, b in zip(left, right, strict=True) for i in self._owner[a:b]}
-        return (found | {i for value in sketch.tolist() for i in self._later.get(value, ())}) - self._gone
+        later = range(self._sorted, len(self._sketches))
+        return (found | {i for i in later if np.isin(self._sketches[i], sketch).any()}) - self._gone
 
     def _near_pictures(self, picture: str, most_bits: int) -> set[int]:
         if not picture:

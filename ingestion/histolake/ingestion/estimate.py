@@ -17,7 +17,7 @@ from histolake.ingestion.discover import Candidate
 from histolake.ingestion.images import open_image
 from histolake.ingestion.rows import IngestSettings, widths_um
 from histolake.ingestion.slide import Slide
-from histolake.ingestion.tiling import PatchSettings, tile
+from histolake.ingestion.tiling import PatchSettings, tile_pairs
 from histolake.ingestion.worker import Look, look_and_keep
 
 __all__ = ["SAMPLE", "Estimate", "survey"]
@@ -57,11 +57,11 @@ def _a_spot(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
     image = open_image(slide.image)
     try:
         began = time.perf_counter()
-        jpegs = [
-            jpeg
-            for width_um in widths_um(slide, patches)
-            for jpeg in tile(image, slide.xy_px[chosen], width_um=width_um, um_per_px=um_per_px, settings=patches).jpegs
-        ]
+        spot_um, niche_um = widths_um(slide, patches)
+        tiles = tile_pairs(
+            image, slide.xy_px[chosen], spot_um=spot_um, niche_um=niche_um, um_per_px=um_per_px, settings=patches
+        )
+        jpegs = [jpeg for of_each in tiles for jpeg in of_each.jpegs]
         seconds = time.perf_counter() - began
     finally:
         image.close()

@@ -39,14 +39,14 @@ from histolake.ingestion.rows import IngestSettings
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
 from histolake.ingestion.worker import Look, Work, Written, add_pyramid, look, source_digest
 from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
-from histolake.platform.errors import SourceError
+from histolake.platform.errors import IntegrityError, SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
 from histolake.platform.settings import Settings
 
 __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
-FORMAT = 2  # raise it when the same files under the same settings come out as other rows
+FORMAT = 3  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections under way at once
 RUN_SPOTS = 1024  # spots a fragment holds at most
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
@@ -236,6 +236,9 @@ class _Run:
                 self._stage(section)
                 if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
                     self._publish()
+        missing = sorted(slide_id for slide_id, section in waiting.items() if not section.complete)
+        if missing:
+            raise IntegrityError(f"Not every run of spots of {', '.join(missing)} came back; run it again.")
         if total:
             self._tell("tiling spots", total, total)
 
@@ -251,7 +254,7 @@ class _Run:
         if section.problem is not None:
             self._refuse(candidate, section.problem)
             return
-        fragments = [section.fragments[start] for start in sorted(section.fragments)]
+        fragments = section.counted()
         rejections = rejections_of_spots(candidate.uri, told.refused)
         self._attempts[candidate.slide_id].stage(told.record, fragments, rejections)
         outcome = as_read(candidate, told, "published")
@@ -308,6 +311,17 @@ class _Waiting:
         if written.fragment is not None:
             self.fragments[written.start] = written.fragment
             self.padded_patches += written.padded_patches
+
+    def counted(self) -> list[Fragment]:
+        """Its fragments in the order of their spots. Raises `IntegrityError` unless they hold every spot once."""
+        fragments = [fragment for _, fragment in sorted(self.fragments.items())]
+        rows = sum(fragment.rows for fragment in fragments)
+        if rows != self.look.n_kept:
+            raise IntegrityError(
+                f"{rows} pairs of {self.candidate.slide_id} were written where {self.look.n_kept} spots were kept: its "
+                "source changed while it was read, or a worker failed. Run it again."
+            )
+        return fragments
 
     @property
     def complete(self) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +23,9 @@ from histolake.ingestion.niches import find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings
 from histolake.ingestion.refusing import as_refusal
 from histolake.ingestion.scale import ScaleSettings
-from histolake.ingestion.sentences import SentenceSettings, gene_sentences
+from histolake.ingestion.sentences import GeneSentences, SentenceSettings
 from histolake.ingestion.slide import Slide, SlideImage
-from histolake.ingestion.tiling import PatchSettings, Tiles, tile
+from histolake.ingestion.tiling import Patches, PatchSettings, Tiles, tile_pairs
 from histolake.platform.lake import Lake
 from histolake.platform.schemas import PAIR_ID_BYTES
 
@@ -80,7 +79,7 @@ class SectionRows:
         assert self._slide.metadata.um_per_px is not None, "the scale is settled"
         self._niches = find_niches(self._slide.xy_px, self._slide.metadata.um_per_px, settings.patches)
         common = left_out(settings.housekeeping, species)
-        self._sentences = partial(gene_sentences, symbols=symbols, settings=settings.sentences, leave_out=common)
+        self._sentences = GeneSentences(symbols, settings.sentences, common)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
 
     def close(self) -> None:
@@ -93,8 +92,7 @@ class SectionRows:
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
-        spot_um, niche_um = widths_um(slide, self._patches)
-        spots, niches = (self._tiles(run, width_um, um_per_px) for width_um in (spot_um, niche_um))
+        spots, niches = self._tiles(run, um_per_px)
         counts = self._counts_NU[run]
         around = niche_sums(self._counts_NU, self._niches, include_self=self._patches.niche_include_self, run=run)
         offsets = pa.array(counts.indptr, pa.int32())
@@ -126,10 +124,16 @@ class SectionRows:
         padded = sum(int((tiles.outside_N > 0).sum()) for tiles in (spots, niches) if tiles)
         return table, padded
 
-    def _tiles(self, run: slice, width_um: float, um_per_px: float) -> Tiles | None:
+    def _tiles(self, run: slice, um_per_px: float) -> tuple[Tiles, Patches] | tuple[None, None]:
         if self._image is None:
-            return None
+            return None, None
+        spot_um, niche_um = widths_um(self._slide, self._patches)
         with as_refusal(self.candidate):
-            return tile(
-                self._image, self._slide.xy_px[run], width_um=width_um, um_per_px=um_per_px, settings=self._patches
+            return tile_pairs(
+                self._image,
+                self._slide.xy_px[run],
+                spot_um=spot_um,
+                niche_um=niche_um,
+                um_per_px=um_per_px,
+                settings=self._patches,
             )

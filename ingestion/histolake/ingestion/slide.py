@@ -160,6 +160,10 @@ class SlideImage(Protocol):
     def um_per_px(self) -> float | None:
         """Micrometres a pixel by the file's own tag; None where it has none that can be meant."""
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """Width and height of the blocks, from the upper left corner on, in which it is read at the least cost."""
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3). It must lie inside the image. Raises `SourceError` on a damaged image."""
 

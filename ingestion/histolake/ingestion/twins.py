@@ -34,8 +34,9 @@ class Twin:
 
 def known_slides(lake: Lake | None) -> KnownSlides:
     """The content of the live slides, read once a run."""
-    columns = ["slide_id", "profile_sketch", "image_hash"]
-    return KnownSlides(() if lake is None else lake.at().slides().select(columns).to_pylist())
+    if lake is None:
+        return KnownSlides()
+    return KnownSlides.of_table(lake.at().slides().select(["slide_id", "profile_sketch", "image_hash"]))
 
 
 def tell_apart(

@@ -80,7 +80,7 @@ def source_digest(candidate: Candidate) -> str:
     if candidate.source is None:
         return hashlib.sha256(f"{candidate.uri}\0{candidate.problem}".encode()).hexdigest()
     with as_refusal(candidate):
-        return digest(candidate.source, candidate.metadata)
+        return digest(candidate.source, candidate.metadata, rehash=candidate.rehash)
 
 
 def look(candidate: Candidate, lake: Location | None, settings: IngestSettings, ingest_id: str | None = None) -> Look:

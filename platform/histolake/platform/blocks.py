@@ -14,7 +14,7 @@ import numpy as np
 
 __all__ = ["OUT", "block_sides"]
 
-OUT = -1  # the code of a pair that is on no side
+OUT = 3  # the code of a pair that is on no side: past those of the three sides, so that it names none by mistake
 ROUNDING_UM = 1e-6  # added to the band, far above the error of the arithmetic
 
 

@@ -17,11 +17,12 @@ __all__ = ["cache_folder", "drop", "trim", "use"]
 IN_USE_S = 1800.0
 
 
-def cache_folder(kind: str) -> Path:
+def cache_folder(kind: str, *, make: bool = True) -> Path:
     """The folder of one kind of copies; made if it is not there."""
     root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folder = root / "histolake" / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -37,7 +37,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "settings",
     ),
     "lake": (
-        *("slides", "show", "rejections", "report", "overlap", "history", "diff"),
+        *("slides", "show", "rejections", "report", "history", "diff", "split", "overlap"),
         *("correct", "retile", "tag", "revert", "forget", "expire", "vacuum", "check"),
     ),
 }

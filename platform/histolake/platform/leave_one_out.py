@@ -38,7 +38,7 @@ def leave_one_out(rows: Sequence[Row], by: str) -> list[Split]:
             test = sorted(row["slide_id"] for row in tested)
             made.append(Split.named(train=train, test=test, name=f"{by} {group}"))
     if not made:
-        raise SplitError(f"Whichever {by} is left out, nothing remains to train on: all slides are of one or kin of it.")
+        raise SplitError(f"Whichever {by} is left out, nothing remains to train on: all slides are kin.")
     return made
 
 

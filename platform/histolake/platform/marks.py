@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
 
 from histolake.platform.placing import Row, ties
+from histolake.platform.splits import BLOCKS, read_slides
 
-__all__ = ["SAME_SECTION", "marks"]
+__all__ = ["SAME_SECTION", "mark_of", "marks"]
 
 SAME_SECTION = "same section"
 _WORDS = {
@@ -28,3 +31,13 @@ def marks(slides: Iterable[Row], trained: Iterable[Row]) -> dict[str, list[str]]
         slide_id: [SAME_SECTION] if slide_id in seen else [_WORDS[tie] for tie in found]
         for slide_id, found in ties(slides, there).items()
     }
+
+
+def mark_of(side: str, slides: pa.Table, sides: Mapping[str, str]) -> str:
+    """All that is to be said beside a figure of a side, in a line; empty where nothing is.
+
+    `slides` are the rows of the catalogue, `sides` where each slide is (see `Split.assign`).
+    """
+    known = {row["slide_id"]: row for row in read_slides(slides)}
+    asked, trained = ([known[k] for k, its in sides.items() if its in (name, BLOCKS)] for name in (side, "train"))
+    return ", ".join(dict.fromkeys(mark for found in marks(asked, trained).values() for mark in found))

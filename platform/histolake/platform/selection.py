@@ -19,7 +19,7 @@ from histolake.platform.splits import BLOCKS, Split, read_slides
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Chunk, Snapshot
 
-__all__ = ["Part", "Selection"]
+__all__ = ["Part", "Selection", "codes_of"]
 
 WHOLE = 1 << 40  # rows of a chunk that takes in any fragment
 
@@ -101,11 +101,13 @@ class Selection:
 
 def _kept(snapshot: Snapshot, split: Split, slide_ids: Sequence[str], side: str) -> dict[int, np.ndarray]:
     """fragment -> a bool for each of its rows: whether the pair is on a side."""
-    rows = {row["slide_id"]: row for row in read_slides(snapshot.slides())}
     code = SIDES.index(side)
-    found = {}
+    return {chunk.fragment_id: codes_N == code for chunk, codes_N in codes_of(snapshot, split, slide_ids)}
+
+
+def codes_of(snapshot: Snapshot, split: Split, slide_ids: Sequence[str]) -> Iterator[tuple[Chunk, np.ndarray]]:
+    """Each fragment of slides that are cut into blocks, and the codes of its pairs' sides (see `Split.rows`)."""
+    rows = {row["slide_id"]: row for row in read_slides(snapshot.slides())}
     for chunk in snapshot.chunks(slide_ids, rows=WHOLE):
         places = snapshot.read(chunk, ["x_um", "y_um"])
-        x_um, y_um = (places[name].to_numpy() for name in ("x_um", "y_um"))
-        found[chunk.fragment_id] = split.rows(rows[chunk.slide_id], x_um, y_um) == code
-    return found
+        yield chunk, split.rows(rows[chunk.slide_id], *(places[name].to_numpy() for name in ("x_um", "y_um")))

@@ -89,7 +89,7 @@ class Split:
         name: str = "",
     ) -> Split:
         """A split by lists of slide_ids; slides on no list are left out."""
-        lists = _lists({"train": train, "validation": validation, "test": test}, "a slide")
+        lists = _lists({"train": train, "validation": validation, "test": test})
         if not train:
             raise SplitError("No slide is named for training; name at least one.")
         return cls(kind="named", lists=lists, cuts_units=cuts_units, name=name)
@@ -123,7 +123,7 @@ class Split:
         if fractions is not None:
             return cls(kind="groups", by=by, fractions=_fractions(fractions), seed=seed)
         given = {"validation": validation, "test": test} | ({} if train is None else {"train": train})
-        lists = _lists({side: [_plain(name) for name in names] for side, names in given.items()}, f"a {by}")
+        lists = _lists({side: [_plain(name) for name in names] for side, names in given.items()})
         return cls(kind="groups", by=by, lists=lists)
 
     @classmethod
@@ -175,7 +175,7 @@ class Split:
         return place(rows, lambda row: Placing(self._drawn(*unit_of(row))))
 
     def rows(self, slide: Row, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-        """The sides of pairs of a slide that is on `BLOCKS`, at these places: int8 (N,), indices into `SIDES`, -1 for
+        """The sides of pairs of a slide that is on `BLOCKS`, at these places: int8 (N,), indices into `SIDES`, 3 for
         those left out. A pure function of the slide's id and niche_um and of the places."""
         gap_um = self._gap_of(slide)
         if self.kind != "blocks" or gap_um is None:
@@ -313,23 +313,19 @@ class Split:
 
 
 def _fractions(fractions: Mapping[str, float]) -> dict[str, float]:
-    if (
-        set(fractions) - set(SIDES)
-        or any(f < 0 for f in fractions.values())
-        or abs(sum(fractions.values()) - 1) > 1e-9
-    ):
+    if set(fractions) - set(SIDES) or any(f < 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
         raise SplitError(f"Fractions {dict(fractions)} must be of {', '.join(SIDES)}, not negative, and sum to 1.")
     return dict(fractions)
 
 
-def _lists(lists: Mapping[str, Sequence[str]], what: str) -> dict[str, tuple[str, ...]]:
+def _lists(lists: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     seen: set[str] = set()
     twice: set[str] = set()
     for names in lists.values():
         for name in names:
             (twice if name in seen else seen).add(name)
     if twice:
-        raise SplitError(f"{', '.join(sorted(twice))} is named more than once; {what} has one side.")
+        raise SplitError(f"{', '.join(sorted(twice))} is named more than once; it has one side.")
     return {side: tuple(names) for side, names in lists.items()}
 
 

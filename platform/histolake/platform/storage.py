@@ -8,12 +8,16 @@ the section `store` override them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,10 @@ __all__ = ["CLOCK_SLACK_S", "Entry", "Location", "StoreSettings"]
 CLOCK_SLACK_S = 60.0
 
 COPY_BYTES = 8 << 20
+STORE_TRIES = 10  # of one request; the libraries' own three are too few for a store that fails one in twenty
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what file systems without links say
+PART_PREFIX = ".writing-"  # of a file that is about to get its name
+FILE_TRIES = 5  # of a whole file whose transfer broke off
 MOST_CONNECTIONS = 64  # of an impatient client
 
 
@@ -205,37 +213,65 @@ class Location:
         """
         if not self.is_remote:
             return Path(self.uri).read_bytes()
+        from botocore.exceptions import BotoCoreError
+
+        failure: Exception | None = None
+        for _ in range(FILE_TRIES):
+            answer = self._ask("get_object")
+            try:
+                body: bytes = answer["Body"].read()
+            except BotoCoreError as error:  # the connection ended in the middle of the file
+                failure = error
+                continue
+            return body
+        raise OSError(f"{self.uri}: {failure}") from failure
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        """One operation of the store on the object here (or on a bucket). Raises `FileNotFoundError`, `FileExistsError`
+        where a condition did not hold, or another `OSError`."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, key = self.bucket_and_key()
+        place = {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
         try:
-            body: bytes = self.s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+            return getattr(self.s3_client(), operation)(**place, **arguments)
         except ClientError as error:
-            kind = FileNotFoundError if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404 else OSError
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            kind = {404: FileNotFoundError, 412: FileExistsError}.get(status, OSError)
             raise kind(f"{self.uri}: {error}") from error
         except BotoCoreError as error:
             raise OSError(f"{self.uri}: {error}") from error
-        return body
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the whole file, making its folder; on disk the new content appears at once or not at all."""
-        filesystem, path = self.filesystem()
+        """Write the whole file, making its folder; the new content appears at once or not at all."""
         if self.is_remote:
-            with filesystem.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+            self._ask("put_object", Body=data)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as part:
-            part.write(data)
-        Path(part.name).replace(target)
+        part = self._part(data)
+        part.replace(self.uri)
+
+    def _part(self, data: bytes) -> Path:
+        """A file with a name of its own in the folder of this one, which is made."""
+        folder = Path(self.uri).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{PART_PREFIX}{uuid.uuid4().hex}"
+        part.write_bytes(data)
+        return part
 
     def upload(self, source: Path) -> None:
         """Copy a file of this machine to here, block by block; in a store it appears at once or not at all."""
         filesystem, path = self.filesystem()
-        with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
-            while block := stream.read(COPY_BYTES):
-                out.write(block)
+        failure: OSError | None = None
+        for _ in range(FILE_TRIES):
+            try:
+                with source.open("rb") as stream, filesystem.open_output_stream(path) as out:
+                    while block := stream.read(COPY_BYTES):
+                        out.write(block)
+            except OSError as error:  # a transfer in parts cannot be taken up again once its end is in doubt
+                failure = error
+                continue
+            return
+        raise OSError(f"{source.name} could not be copied to {self.uri}: {failure}") from failure
 
     def download(self, target: Path) -> None:
         """Copy this file to a path on this machine, block by block."""
@@ -257,19 +293,58 @@ class Location:
             yield copy
 
     def create(self, data: bytes) -> bool:
-        """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3."""
-        if not self.is_remote:
-            return _create_on_disk(Path(self.uri), data)
-        from botocore.exceptions import ClientError
+        """Write the file only if there is none; False if another writer was first. Atomic on disk and on S3.
 
-        bucket, key = self.bucket_and_key()
+        Give it data that no other writer would write: a store may carry a request out and fail to say so, and then only
+        the content tells who was first. Raises `OSError` where the store gives no answer.
+        """
+        if not self.is_remote:
+            return self._create_on_disk(data)
+        failure: OSError | None = None
+        for _ in range(FILE_TRIES):
+            try:
+                self._ask("put_object", Body=data, IfNoneMatch="*")
+                return True
+            except OSError as error:
+                failure = error
+            try:
+                return self.read_bytes() == data
+            except FileNotFoundError:  # it was not carried out, or two writers were in each other's way
+                continue
+        raise OSError(f"{self.uri} could not be created: {failure}") from failure
+
+    def _create_on_disk(self, data: bytes) -> bool:
+        part = self._part(data)
         try:
-            self.s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
-                return False
-            raise
+            Path(self.uri).hardlink_to(part)  # with its content from the first moment
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_by_name(Path(self.uri), data)
+        finally:
+            part.unlink()
         return True
+
+    def modified_s(self) -> float:
+        """When the file was written, seconds since the epoch, by the clock that stamps it (`clock_s`)."""
+        filesystem, path = self.filesystem()
+        written = filesystem.get_file_info(path).mtime
+        return float(written.timestamp()) if written else 0.0
+
+    def clock_s(self) -> float:
+        """The time, seconds since the epoch, by the clock that stamps the files of this folder: that of the store or of
+        the file server, which may differ from this machine's. At most a second behind."""
+        if self.is_remote:
+            bucket = self.uri.removeprefix("s3://").partition("/")[0]
+            answer = Location(f"s3://{bucket}", self.store)._ask("head_bucket")
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        try:
+            with tempfile.TemporaryFile(dir=self.uri) as stamped:
+                return os.fstat(stamped.fileno()).st_mtime
+        except (FileNotFoundError, PermissionError):  # nothing is written here
+            return time.time()
 
     def delete(self) -> None:
         """Remove the file, or the folder with all that is in it. Nothing happens where nothing is."""
@@ -277,10 +352,12 @@ class Location:
 
         filesystem, path = self.filesystem()
         kind = filesystem.get_file_info(path).type
-        if kind == FileType.File:
-            filesystem.delete_file(path)
-        elif kind == FileType.Directory:
+        if kind == FileType.Directory:
             filesystem.delete_dir(path)
+        elif kind == FileType.File and self.is_remote:
+            self._ask("delete_object")
+        elif kind == FileType.File:
+            Path(path).unlink(missing_ok=True)  # another process may be at it too
 
     def entries(self, *, recursive: bool = True) -> Iterator[Entry]:
         """The files below this folder, by path; nothing where there is no folder."""
@@ -344,22 +421,13 @@ class Location:
         return self.uri
 
 
-def _create_on_disk(target: Path, data: bytes) -> bool:
-    """Write a file only if there is none; whoever reads it reads all of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-") as part:
-        part.write(data)
-        part.flush()
-        try:
-            target.hardlink_to(part.name)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: the first to make the file wins, and then fills it
-            try:
-                with target.open("xb") as stream:
-                    stream.write(data)
-            except FileExistsError:
-                return False
+def _create_by_name(path: Path, data: bytes) -> bool:
+    """Where a file system knows no links: another process may see the file before its content."""
+    try:
+        with path.open("xb") as stream:
+            stream.write(data)
+    except FileExistsError:
+        return False
     return True
 
 
@@ -397,17 +465,17 @@ def _s3_client(known: tuple[tuple[str, str], ...], timeout_s: float | None = Non
     from botocore.config import Config
 
     values = {name: value or None for name, value in known}
-    impatient = None
+    asked: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": STORE_TRIES}}
     if timeout_s is not None:
-        impatient = Config(
-            connect_timeout=timeout_s,
-            read_timeout=timeout_s,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=MOST_CONNECTIONS,
-        )
+        asked = {
+            "connect_timeout": timeout_s,
+            "read_timeout": timeout_s,
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": MOST_CONNECTIONS,
+        }
     return boto3.client(
         "s3",
-        config=impatient,
+        config=Config(**asked),
         endpoint_url=values["endpoint"],
         region_name=values["region"],
         aws_access_key_id=values["access_key"],
@@ -418,7 +486,7 @@ def _s3_client(known: tuple[tuple[str, str], ...], timeout_s: float | None = Non
 
 @lru_cache(maxsize=8)
 def _s3_filesystem(known: tuple[tuple[str, str], ...]) -> Any:
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     values = dict(known)
     scheme, _, host = values["endpoint"].partition("://")
@@ -429,4 +497,5 @@ def _s3_filesystem(known: tuple[tuple[str, str], ...]) -> Any:
         region=values["region"],
         endpoint_override=host or None,
         scheme=scheme or None,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=STORE_TRIES),
     )

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histolake.platform.errors import ModelError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrackingSettings", "connect", "ensure_experiment", "models_that_saw", "tracking_uri"]
+__all__ = ["TrackingSettings", "connect", "ensure_experiment", "lineage", "models_that_saw", "tracking_uri"]
 
 DEFAULT_URI = "sqlite:///histolake-mlflow.db"
 
@@ -25,6 +27,7 @@ DEFAULT_URI = "sqlite:///histolake-mlflow.db"
 TAG_LAKE_URI = "histolake.lake_uri"
 TAG_LAKE_VERSION = "histolake.lake_version"
 TAG_SPLIT = "histolake.split"
+TAG_WHERE = "histolake.where"  # the filter over the catalogue, where there was one
 LINEAGE_FILE = "lineage.json"  # artifact of a run: slides with their sides, ingest_ids and sources
 
 
@@ -112,6 +115,47 @@ def read_lineage(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:
         path = client.download_artifacts(run_id, LINEAGE_FILE, folder)
         slides: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))
     return slides
+
+
+def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
+    """The slides behind a model (NAME@ALIAS or NAME/VERSION, with or without models:/), one row each: lake and its
+    version, side, study, patient, source. Raises `ModelError`."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    try:
+        name, version = named_version(client, uri if uri.startswith("models:/") else f"models:/{uri}")
+        found = client.get_model_version(name, version)
+        slides = read_lineage(client, str(found.run_id))
+    except MlflowException as error:
+        raise ModelError(f"There is no model {uri} ({error.message}); `histolake models` lists them.") from error
+    head = {
+        "model": f"{name}/{version}",
+        "run_id": found.run_id,
+        "lake_uri": found.tags.get(TAG_LAKE_URI),
+        "lake_version": number(found.tags.get(TAG_LAKE_VERSION)),
+        "where": found.tags.get(TAG_WHERE),
+    }
+    return [head | slide for slide in slides]
+
+
+def named_version(client: MlflowClient, uri: str) -> tuple[str, str]:
+    """Name and version of a `models:/` URI; both empty for a run's."""
+    if not uri.startswith("models:/"):
+        return "", ""
+    reference = uri.removeprefix("models:/")
+    name, at, alias = reference.partition("@")
+    if at:
+        return name, str(client.get_model_version_by_alias(name, alias).version)
+    name, slash, version = reference.rpartition("/")
+    if not slash:
+        raise ModelError(f"{uri} names no version; write models:/{reference}@ALIAS or models:/{reference}/VERSION.")
+    return name, version
+
+
+def number(text: str | None) -> int | None:
+    """A tag that holds a whole number."""
+    return int(text) if text is not None and text.isdigit() else None
 
 
 def _all(search: Any) -> Iterable[Any]:

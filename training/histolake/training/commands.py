@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -69,10 +68,10 @@ def train(
 ) -> None:
     """Train a recipe on one version of a lake and register the model.
 
-    The slides of each side are named in lists or by a split's JSON file; without either, 80% of the patients train, 10%
-    validate and 10% test, by a fixed draw. --where leaves out the slides of every side for which it is not true, such
-    as `licence_id in ('CC-BY-4.0', 'CC0-1.0')`, and is kept with the run. The run, its figures and its lineage are
-    tracked in MLflow.
+    The slides of each side are named in lists or by a split's JSON file, as `histolake lake split` writes it: by
+    patients, organs, blocks of tissue. Without either, 80% of the patients train, 10% validate and 10% test, by a fixed
+    draw. --where leaves out the slides of every side for which it is not true, such as `licence_id in ('CC-BY-4.0',
+    'CC0-1.0')`, and is kept with the run. The run, its figures and its lineage are tracked in MLflow.
 
     Example: `histolake train clip-lite0 --lake /data/lake --train-slides study/C2,study/C3 --validation-slides study/C5
     --cuts-units --set steps=40`
@@ -110,6 +109,9 @@ def train(
 def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonFlag = False) -> None:
     """List registered models: each version, its aliases, recipe, lake version and validation figures.
 
+    validation_mark says what the figures must not be mistaken for: "same patient" where the validation side shares a
+    patient with training.
+
     Example: `histolake models --json`
     """
     if ctx.invoked_subcommand is not None:
@@ -117,7 +119,7 @@ def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonF
     from histolake.training.registry import list_models
 
     rows = list_models(_tracking(tracking))
-    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct"]
+    columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct", "validation_mark"]
     shown = rows if as_json else [_rounded(dict.fromkeys(columns) | row) for row in rows]
     show(shown, columns, as_json=as_json, empty="No models are registered; `histolake train` makes one.")
 
@@ -179,16 +181,14 @@ def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
 
 
 def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
-    from histolake.platform.errors import SplitError, UsageError
+    from histolake.platform.errors import UsageError
+    from histolake.platform.split_commands import read_split
     from histolake.platform.splits import Split
 
     if file is not None:
         if train is not None:
             raise UsageError("Give either --split or --train-slides, not both.")
-        try:
-            return Split.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise SplitError(f"{file} holds no JSON: {error}.") from error
+        return read_split(file)
     if train is None:
         if validation or test:
             raise UsageError("--validation-slides and --test-slides need --train-slides beside them.")

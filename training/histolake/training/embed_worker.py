@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from histolake.platform.errors import HistolakeError, LakeError, ModelError
 from histolake.platform.lake import Chunk, Fragment, Lake
@@ -22,6 +23,9 @@ from histolake.platform.storage import Location
 __all__ = ["EmbedPlan", "Embedder", "Work", "Written"]
 
 READ_ROWS = 256
+
+# What reading the lake raises where rows or files are gone: ours, the file system's, and Lance's by way of Arrow.
+_UNREADABLE = (LakeError, OSError, pa.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +106,12 @@ class Embedder:
         """Embed a run of pairs into one fragment that nobody sees yet."""
         try:
             return self._write(work)
-        except (LakeError, OSError):
+        except _UNREADABLE:
             # What a rewrite of the pairs has moved is found from the newest catalogue; what is gone is not.
             try:
                 self._snapshot = self._lake.at(self._plan.version)
                 return self._write(work)
-            except (HistolakeError, OSError) as error:
+            except (HistolakeError, *_UNREADABLE) as error:
                 return _failed(work, error)
         except ModelError as error:
             return _failed(work, error)

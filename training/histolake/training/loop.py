@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histolake.platform.selection import Selection
+from histolake.platform.splits import BLOCKS, Split
 from histolake.training.recipes import Recipe
 
 __all__ = ["CHECKPOINT_FILE", "TrainPlan", "fit"]
@@ -34,6 +36,7 @@ class TrainPlan:
     workers: int
     run_name: str
     storage: str  # folder or URI of checkpoints
+    blocks: Split | None = None  # where the split cuts through slides: the pairs of its training blocks are read
     max_failures: int = 1  # how often the group may be restarted from its last checkpoint
 
 
@@ -97,7 +100,8 @@ def train_worker(config: dict[str, Any]) -> None:
     device = get_device()
 
     snapshot = Lake.open(plan.lake_uri).at(plan.lake_version)
-    reader = make_reader(snapshot, plan, rank, ranks)
+    pairs = training_pairs(snapshot, plan)
+    reader = make_reader(pairs, plan, rank, ranks)
     torch.manual_seed(recipe.seed)
     encoder = build_encoder(recipe.model)
     optimizer = make_optimizer(encoder, recipe)
@@ -106,7 +110,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         start = load_state(checkpoint, encoder, optimizer)
     elif hasattr(encoder, "warm_start"):
-        encoder.warm_start(first_pictures(snapshot, plan))
+        encoder.warm_start(first_pictures(pairs, plan))
     model = prepare_model(encoder)
     move_optimizer(optimizer, device)
     steps = Steps(recipe=recipe, model=model, encoder=encoder, optimizer=optimizer, device=device, rank=rank)
@@ -126,15 +130,21 @@ def train_worker(config: dict[str, Any]) -> None:
             report(row, done, encoder, optimizer, rank)
 
 
-def make_reader(snapshot: Any, plan: TrainPlan, rank: int, ranks: int) -> Any:
+def training_pairs(snapshot: Any, plan: TrainPlan) -> Selection:
+    """The pairs that are trained on."""
+    sides = dict.fromkeys(plan.slide_ids, BLOCKS if plan.blocks else "train")
+    return Selection.of(snapshot, plan.blocks, sides, "train")
+
+
+def make_reader(pairs: Selection, plan: TrainPlan, rank: int, ranks: int) -> Any:
     """The reader of one worker's slices."""
     from histolake.training.images import Augmentation
     from histolake.training.reading import PairReader
 
     recipe = plan.recipe
     return PairReader(
-        snapshot,
-        plan.slide_ids,
+        pairs.snapshot,
+        pairs,
         image_column=recipe.image_column,
         px=recipe.image_px,
         global_batch=recipe.global_batch,
@@ -146,16 +156,16 @@ def make_reader(snapshot: Any, plan: TrainPlan, rank: int, ranks: int) -> Any:
     )
 
 
-def first_pictures(snapshot: Any, plan: TrainPlan) -> Any:
+def first_pictures(pairs: Selection, plan: TrainPlan) -> Any:
     """Up to `WARM_START_PICTURES` training pictures, the same on every worker, uint8 (N, px, px, 3)."""
     import torch
 
     recipe = plan.recipe
     from dataclasses import replace
 
-    size = min(WARM_START_PICTURES, sum(chunk.rows for chunk in snapshot.chunks(sorted(plan.slide_ids))))
+    size = min(WARM_START_PICTURES, pairs.n_pairs)
     whole = replace(plan, recipe=replace(recipe, global_batch=size))
-    return torch.from_numpy(make_reader(snapshot, whole, 0, 1).batch(0).image_BHWC)
+    return torch.from_numpy(make_reader(pairs, whole, 0, 1).batch(0).image_BHWC)
 
 
 def make_optimizer(encoder: Any, recipe: Recipe) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from histolake.platform.errors import UsageError
+from histolake.platform.selection import Selection
 from histolake.training.images import Augmentation, augment, decode
 from histolake.training.order import Order, Place
 
@@ -38,12 +39,15 @@ class Batch:
 
 
 class PairReader:
-    """The training side of a snapshot as batches. Make one in each worker."""
+    """The training side of a snapshot as batches. Make one in each worker.
+
+    `pairs` are the slides that train, or a selection of their pairs where a split cuts through slides.
+    """
 
     def __init__(
         self,
         snapshot: Any,
-        slide_ids: Sequence[str],
+        pairs: Sequence[str] | Selection,
         *,
         image_column: str,
         px: int,
@@ -56,9 +60,10 @@ class PairReader:
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self._snapshot = snapshot
-        self._chunks = snapshot.chunks(sorted(slide_ids), rows=chunk_rows)
+        selection = pairs if isinstance(pairs, Selection) else Selection(snapshot, pairs)
+        self._parts = selection.parts(rows=chunk_rows)
         self.order = Order(
-            [chunk.rows for chunk in self._chunks], seed=seed, global_batch=global_batch, window_rows=window_rows
+            [part.rows for part in self._parts], seed=seed, global_batch=global_batch, window_rows=window_rows
         )
         self._columns = ["pair_id", image_column, "sentence"]
         self._px = px
@@ -132,7 +137,8 @@ class PairReader:
             if place not in held:
                 wanted.setdefault(place.chunk, []).append(place.row)
         for chunk, rows in wanted.items():
-            table = self._snapshot.read(self._chunks[chunk], self._columns, sorted(rows))
+            part = self._parts[chunk]
+            table = self._snapshot.read(part.chunk, self._columns, part.picked()[sorted(rows)])
             columns = [table[name].to_pylist() for name in self._columns]
             held |= {
                 Place(chunk, row): values for row, values in zip(sorted(rows), zip(*columns, strict=True), strict=True)

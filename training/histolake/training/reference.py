@@ -4,19 +4,23 @@ slides.json        every slide of the split with its side, study and patient
 reference.parquet  one row a training pair: ids, place, sentence, both vectors, expression of the chosen genes
 genes.json         the most variable of the well expressed genes, chosen on training pairs alone
 calibration.json   neighbours and temperature of the prediction, chosen on the validation side (or on training pairs
-                   against the other training slides where there is no validation side; the file says which)
+                   against the other training slides where there is no validation side; the file says which, and how
+                   that side is tied to training: "same patient")
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from histolake.platform.marks import mark_of
+from histolake.platform.selection import Selection
+from histolake.platform.splits import Split
 from histolake.training.expression import GeneChooser, normalised
 from histolake.training.metrics import pearson_per_gene, recall_at
 from histolake.training.models.base import Model
@@ -54,36 +58,43 @@ class SideFigures:
 
 
 def write_reference(
-    folder: Path, model: Model, snapshot: Any, sides: Mapping[str, str], on_progress: Any = None
+    folder: Path,
+    model: Model,
+    snapshot: Any,
+    sides: Mapping[str, str],
+    on_progress: Any = None,
+    *,
+    split: Split | None = None,
 ) -> dict[str, SideFigures]:
-    """Write `folder`/reference; gives the figures of the validation side (none where there is no such side)."""
-    train = sorted(slide for slide, side in sides.items() if side == "train")
-    validation = sorted(slide for slide, side in sides.items() if side == "validation")
+    """Write `folder`/reference; gives the figures of the validation side (none where there is no such side).
+
+    `split` says which pairs are meant of slides whose side is `BLOCKS`."""
+    train, validation = (Selection.of(snapshot, split, sides, side) for side in ("train", "validation"))
     target = folder / "reference"
     target.mkdir(parents=True, exist_ok=True)
-    gene_ids = _choose_genes(snapshot, train)
-    reference = embed_slides(model, snapshot, train, gene_ids, on_progress)
-    held_out = embed_slides(model, snapshot, validation, gene_ids, on_progress) if validation else None
+    gene_ids = _choose_genes(train)
+    reference = embed_slides(model, train, gene_ids, on_progress)
+    held_out = embed_slides(model, validation, gene_ids, on_progress) if validation.slide_ids else None
 
     _write_slides(target, snapshot, sides)
     _write_genes(target, snapshot, gene_ids)
     _write_rows(target, reference)
     predict = calibrate(reference, held_out) | {"side": "validation" if held_out else "train"}
+    if held_out and (mark := mark_of("validation", snapshot.slides(), sides)):
+        predict |= {"mark": mark}
     (target / "calibration.json").write_text(json.dumps({"predict": predict}, indent=1), encoding="utf-8")
     if held_out is None:
         return {}
     return {"validation": _figures(reference, held_out, predict)}
 
 
-def embed_slides(
-    model: Model, snapshot: Any, slide_ids: Sequence[str], gene_ids: np.ndarray, on_progress: Any = None
-) -> Embedded:
-    """Both vectors and the normalised expression of the pairs of some slides, a batch of rows at a time."""
+def embed_slides(model: Model, pairs: Selection, gene_ids: np.ndarray, on_progress: Any = None) -> Embedded:
+    """Both vectors and the normalised expression of some pairs, a batch of rows at a time."""
     image_column = model.card["image_column"]
     rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     wanted = [*COLUMNS, image_column, "gene_ids", "counts"]
-    for batch in snapshot.pairs(wanted, slide_ids=list(slide_ids), batch_rows=128):
+    for batch in pairs.pairs(wanted, batch_rows=128):
         for name in COLUMNS:
             rows[name] += batch[name].to_pylist()
         profiles = [_profiles(batch[name]) for name in ("gene_ids", "counts")]
@@ -111,9 +122,9 @@ def _profiles(column: Any) -> list[np.ndarray]:
     return np.split(flat, ends[:-1])
 
 
-def _choose_genes(snapshot: Any, slide_ids: Sequence[str]) -> np.ndarray:
+def _choose_genes(pairs: Selection) -> np.ndarray:
     chooser = GeneChooser()
-    for batch in snapshot.pairs(["gene_ids", "counts"], slide_ids=list(slide_ids), batch_rows=256):
+    for batch in pairs.pairs(["gene_ids", "counts"], batch_rows=256):
         for ids, counts in zip(_profiles(batch["gene_ids"]), _profiles(batch["counts"]), strict=True):
             chooser.add(ids, counts)
     return chooser.choose(GENES)

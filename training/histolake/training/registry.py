@@ -15,9 +15,12 @@ from histolake.platform.tracking import (
     TAG_LAKE_URI,
     TAG_LAKE_VERSION,
     TAG_SPLIT,
+    TAG_WHERE,
     TrackingSettings,
     connect,
-    read_lineage,
+    lineage,
+    named_version,
+    number,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ __all__ = ["CHAMPION", "ResolvedModel", "lineage", "list_models", "promote", "re
 CHAMPION = "champion"
 TAG_RECIPE = "histolake.recipe"
 TAG_SIMULATED = "histolake.simulated"
-TAG_WHERE = "histolake.where"  # the filter over the catalogue, where there was one
+TAG_VALIDATION_MARK = "histolake.validation_mark"  # what has to be said beside the validation figures
 FIGURE_PREFIX = "validation_"
 
 
@@ -101,7 +104,7 @@ def resolve_model(uri: str, settings: TrackingSettings) -> ResolvedModel:
 
     client = connect(settings)
     try:
-        name, version = _named(client, uri)
+        name, version = named_version(client, uri)
         pinned = f"models:/{name}/{version}" if name else uri
         root = Path(download_artifacts(artifact_uri=pinned))
     except MlflowException as error:
@@ -125,47 +128,12 @@ def list_models(settings: TrackingSettings) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["name"], row["version"]))
 
 
-def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
-    """The slides behind a model, one row each: lake and its version, side, study, patient, source."""
-    from mlflow.exceptions import MlflowException
-
-    client = connect(settings)
-    try:
-        name, version = _named(client, uri if uri.startswith("models:/") else f"models:/{uri}")
-        found = client.get_model_version(name, version)
-        slides = read_lineage(client, str(found.run_id))
-    except MlflowException as error:
-        raise ModelError(f"There is no model {uri} ({error.message}); `histolake models` lists them.") from error
-    head = {
-        "model": f"{name}/{version}",
-        "run_id": found.run_id,
-        "lake_uri": found.tags.get(TAG_LAKE_URI),
-        "lake_version": _number(found.tags.get(TAG_LAKE_VERSION)),
-        "where": found.tags.get(TAG_WHERE),
-    }
-    return [head | slide for slide in slides]
-
-
 def write_json(client: MlflowClient, run_id: str, name: str, content: Any) -> None:
     """Add a JSON file to a run's artifacts."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
         client.log_artifact(run_id, str(path))
-
-
-def _named(client: MlflowClient, uri: str) -> tuple[str, str]:
-    """Name and version of a `models:/` URI; both empty for a run's."""
-    if not uri.startswith("models:/"):
-        return "", ""
-    reference = uri.removeprefix("models:/")
-    name, at, alias = reference.partition("@")
-    if at:
-        return name, str(client.get_model_version_by_alias(name, alias).version)
-    name, slash, version = reference.rpartition("/")
-    if not slash:
-        raise ModelError(f"{uri} names no version; write models:/{reference}@ALIAS or models:/{reference}/VERSION.")
-    return name, version
 
 
 def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, Any]:
@@ -176,16 +144,13 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "aliases": ",".join(aliases),
         "recipe": version.tags.get(TAG_RECIPE),
         "lake_uri": version.tags.get(TAG_LAKE_URI),
-        "lake_version": _number(version.tags.get(TAG_LAKE_VERSION)),
+        "lake_version": number(version.tags.get(TAG_LAKE_VERSION)),
         "where": version.tags.get(TAG_WHERE),
+        "validation_mark": version.tags.get(TAG_VALIDATION_MARK, ""),
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
         "run_id": version.run_id,
     }
     return row | {key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)}
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
 
 
 def _registered(client: MlflowClient, name: str) -> bool:
@@ -210,6 +175,7 @@ def model_tags(
     split: Mapping[str, Any],
     simulated: bool,
     where: str | None = None,
+    validation_mark: str = "",
 ) -> dict[str, str]:
     """The tags that tie a run and its model version to what they were learned from."""
     return {
@@ -219,4 +185,5 @@ def model_tags(
         TAG_SPLIT: json.dumps(split),
         TAG_SIMULATED: str(simulated).lower(),
         **({} if where is None else {TAG_WHERE: where}),
+        **({TAG_VALIDATION_MARK: validation_mark} if validation_mark else {}),
     }

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import UsageError
-from histolake.platform.splits import SIDES, Split
+from histolake.platform.marks import mark_of
+from histolake.platform.selection import Selection
+from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Split
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
 from histolake.training.loop import CHECKPOINT_FILE, TrainPlan, fit
@@ -51,6 +53,7 @@ class Trained:
     lake_uri: str
     lake_version: int
     where: str | None
+    validation_mark: str  # what has to be said beside the figures of the validation side
     train_slides: int
     train_pairs: int
     train_steps: int
@@ -95,14 +98,15 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.perf_counter()
     sides = choose_sides(snapshot, split, include_low_resolution=include_low_resolution, where=where, say=say)
-    slides = tuple(slide_id for slide_id, side in sides.items() if side == "train")
-    check_request(recipe, snapshot, slides, workers)
+    pairs = Selection.of(snapshot, split, sides, "train")
+    check_request(recipe, pairs, workers)
     job = _Job(
         recipe=recipe,
         snapshot=snapshot,
         split=split,
         where=where,
         sides=sides,
+        pairs=pairs,
         client=connect(tracking),
         experiment_id="",
         say=say,
@@ -113,7 +117,8 @@ def train(
             recipe=recipe,
             lake_uri=snapshot.lake.uri,
             lake_version=snapshot.version,
-            slide_ids=slides,
+            slide_ids=pairs.slide_ids,
+            blocks=split if split.kind == BLOCKS else None,
             workers=workers,
             run_name=run_name or f"{recipe.name}-{uuid.uuid4().hex[:8]}",
             storage=storage or scratch,
@@ -132,13 +137,18 @@ def choose_sides(
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """slide_id -> side of every slide on a side for which the filter is true. A slide of low resolution doesn't train
-    unless asked for; it may validate or test. One without an image is on no side.
+    unless asked for; it may validate or test. One without an image is on no side. In a split by blocks the side is
+    `BLOCKS`, and a slide of low resolution is on none.
 
     The sides are drawn before the filter, which moves no slide to another side: it only leaves slides out.
     """
     table = snapshot.slides()
     flags = dict(zip(table["slide_id"].to_pylist(), table["flags"].to_pylist(), strict=True))
-    sides = {slide_id: side for slide_id, side in split.assign(table).items() if side in SIDES}
+    placings = split.placings(table)
+    for slide_id, placing in sorted(placings.items()):
+        if placing.side == LEFT_OUT and placing.rule != "unlisted":
+            say(f"left out by the split: {slide_id} {placing.why}")
+    sides = {slide_id: placing.side for slide_id, placing in placings.items() if placing.side in (*SIDES, BLOCKS)}
     if where is not None:
         meant = set(snapshot.slides(where=where)["slide_id"].to_pylist())
         others = sorted(set(sides) - meant)
@@ -150,7 +160,8 @@ def choose_sides(
         say(f"left out, for they have no image: {_some(blind)}")
         sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in blind}
     if not include_low_resolution:
-        coarse = sorted(s for s, side in sides.items() if side == "train" and LOW_RESOLUTION in (flags[s] or []))
+        trains = ("train", BLOCKS)
+        coarse = sorted(s for s, side in sides.items() if side in trains and LOW_RESOLUTION in (flags[s] or []))
         if coarse:
             say(f"kept out of training for low resolution: {_some(coarse)} (--include-low-resolution takes them in)")
         sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in coarse}
@@ -162,16 +173,15 @@ def _some(slide_ids: Sequence[str]) -> str:
     return ", ".join(slide_ids[:NAMED]) + more
 
 
-def check_request(recipe: Recipe, snapshot: Snapshot, slides: tuple[str, ...], workers: int) -> None:
+def check_request(recipe: Recipe, pairs: Selection, workers: int) -> None:
     """Raise `UsageError` for what could only fail later."""
     if workers < 1:
         raise UsageError(f"{workers} workers cannot train; give at least 1.")
-    if not slides:
+    if not pairs.slide_ids:
         raise UsageError("The training side of the split has no slides; name some, or widen the split or the filter.")
-    pairs = sum(chunk.rows for chunk in snapshot.chunks(list(slides)))
-    if pairs < recipe.global_batch:
+    if (count := pairs.n_pairs) < recipe.global_batch:
         raise UsageError(
-            f"There are {pairs} pairs to train on, fewer than one global batch of {recipe.global_batch}; "
+            f"There are {count} pairs to train on, fewer than one global batch of {recipe.global_batch}; "
             "name more slides or set a smaller global_batch."
         )
     if recipe.global_batch % workers:
@@ -190,6 +200,7 @@ class _Job:
     split: Split
     where: str | None
     sides: Mapping[str, str]
+    pairs: Selection  # that are trained on
     client: MlflowClient
     experiment_id: str
     say: Callable[[str], None]
@@ -209,7 +220,7 @@ class _Job:
         run_id = self.client.create_run(self.experiment_id, run_name=plan.run_name, tags=tags).info.run_id
         try:
             tokenizer = make_tokenizer(self.recipe.tokenizer, self.recipe.context)
-            surviving = tokenizer.genes_surviving(self._some_sentences(plan.slide_ids))
+            surviving = tokenizer.genes_surviving(self._some_sentences())
             self.say(f"{surviving:.1f} genes of a sentence survive the tokenizer on average")
             self._log_request(run_id, plan, surviving)
             rows, checkpoint = self._fit(plan, cluster, run_id)
@@ -235,11 +246,16 @@ class _Job:
             split=self.split.to_dict(),
             where=self.where,
             simulated=any(row["simulated"] for row in slides if row["slide_id"] in self.sides),
+            validation_mark=self._mark(),
         )
 
-    def _some_sentences(self, slide_ids: tuple[str, ...]) -> list[str]:
+    def _mark(self) -> str:
+        """What ties the validation side to the slides that train."""
+        return mark_of("validation", self.snapshot.slides(), self.sides)
+
+    def _some_sentences(self) -> list[str]:
         sentences: list[str] = []
-        for batch in self.snapshot.pairs(["sentence"], slide_ids=list(slide_ids)):
+        for batch in self.pairs.pairs(["sentence"]):
             sentences += batch["sentence"].to_pylist()
             if len(sentences) >= SENTENCES_SAMPLED:
                 break
@@ -297,7 +313,9 @@ class _Job:
         encoder.load_state_dict(state["encoder"])
         save_model(folder, encoder, self._card(surviving, run_id))
         self.say("embedding the pairs for the reference")
-        figures = write_reference(folder, load_model(folder), self.snapshot, self.sides).get("validation")
+        figures = write_reference(folder, load_model(folder), self.snapshot, self.sides, split=self.split).get(
+            "validation"
+        )
         if figures is not None:
             for key, value in asdict(figures).items():
                 if value == value:  # MLflow keeps numbers only
@@ -329,7 +347,7 @@ class _Job:
 
         column = "spot_um" if self.recipe.image_column == "spot_image" else "niche_um"
         rows = self.snapshot.slides().select(["slide_id", column]).to_pylist()
-        known = [row[column] for row in rows if self.sides.get(row["slide_id"]) == "train" and row[column]]
+        known = [row[column] for row in rows if row["slide_id"] in self.pairs.slide_ids and row[column]]
         return float(np.median(known)) if known else None
 
     def _summary(
@@ -347,7 +365,6 @@ class _Job:
 
         losses = [row["loss"] for row in rows]
         tenth = max(1, len(losses) // 10)
-        pairs = sum(chunk.rows for chunk in self.snapshot.chunks(list(plan.slide_ids)))
         return Trained(
             name=name,
             version=version,
@@ -357,8 +374,9 @@ class _Job:
             lake_uri=plan.lake_uri,
             lake_version=plan.lake_version,
             where=self.where,
+            validation_mark=self._mark(),
             train_slides=len(plan.slide_ids),
-            train_pairs=pairs,
+            train_pairs=self.pairs.n_pairs,
             train_steps=self.recipe.steps,
             loss_first=float(np.mean(losses[:tenth])) if losses else float("nan"),
             loss_last=float(np.mean(losses[-tenth:])) if losses else float("nan"),

@@ -57,6 +57,11 @@ class BmpImage:
         """A BMP states a screen's resolution."""
         return None
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """No size is cheaper than another."""
+        return 512, 512
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         assert self._rows is not None, "the image is closed"

@@ -56,6 +56,13 @@ class OpenSlideImage:
         x_um, y_um = (_number(self._slide.properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
         return believed(self._file, x_um, y_um)
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """A tile's where OpenSlide tells it, in fours: a call costs as much as a small tile."""
+        told = (self._slide.properties.get(f"openslide.level[0].tile-{side}") for side in ("width", "height"))
+        width, height = (int(number) if number else 0 for number in map(_number, told))
+        return (2 * width, 2 * height) if 64 <= width <= 1024 and 64 <= height <= 1024 else (512, 512)
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         return self._read(0, x, y, width, height)

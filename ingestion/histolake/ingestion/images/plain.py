@@ -40,6 +40,11 @@ class PlainImage:
         """Width and height, from the header."""
         return self._image.width, self._image.height
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """No size is cheaper than another."""
+        return 512, 512
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         import pyvips

@@ -23,6 +23,7 @@ from histolake.platform.errors import SourceError
 __all__ = ["TiffImage"]
 
 WHITE = 255
+STRIPS_PX = 512
 KEPT_BYTES = 64 << 20  # decoded segments that an image keeps
 ENDING = {JPEG, 33005, 34712}  # JPEG, and both of JPEG 2000: they end with a mark
 END_OF_JPEG = b"\xff\xd9"
@@ -72,6 +73,12 @@ class TiffImage:
     def is_tiled(self) -> bool:
         """Whether a region costs no more than itself; strips cost their whole rows."""
         return self._picture.is_tiled
+
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """A tile's; of strips, squares that share the strips that are kept."""
+        page = self._picture.levels[0].pages[0]
+        return (page.tilewidth, page.tilelength) if page.is_tiled else (STRIPS_PX, STRIPS_PX)
 
     @property
     def um_per_px(self) -> float | None:

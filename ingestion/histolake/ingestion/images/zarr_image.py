@@ -88,6 +88,11 @@ class ZarrImage:
             return None
         return (across + down) / 2
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """A chunk's."""
+        return self._full.block_px
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The region as uint8 (H, W, 3)."""
         try:
@@ -146,16 +151,16 @@ class _Level:
         self._axes = axes
         self._x, self._y = axes.index("x"), axes.index("y")
         self.size_px = int(array.shape[self._x]), int(array.shape[self._y])
-        self._block_px = (
+        self.block_px = (
             min(int(array.chunks[self._x]), self.size_px[0]),
             min(int(array.chunks[self._y]), self.size_px[1]),
         )
-        self.chunk_bytes = self._block_px[0] * self._block_px[1] * colours
+        self.chunk_bytes = self.block_px[0] * self.block_px[1] * colours
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """uint8 (H, W, 3), put together from blocks."""
-        wide, high = self._block_px
+        wide, high = self.block_px
         region = np.empty((height, width, 3), np.uint8)
         for row in range(y // high, (y + height - 1) // high + 1):
             for column in range(x // wide, (x + width - 1) // wide + 1):
@@ -180,7 +185,7 @@ class _Level:
         return block
 
     def _decoded(self, column: int, row: int) -> np.ndarray:
-        wide, high = self._block_px
+        wide, high = self.block_px
         # An axis that is neither a place nor a colour (time, depth) has its first plane read.
         where: list[Any] = [0] * len(self._axes)
         where[self._x] = slice(column * wide, (column + 1) * wide)

@@ -14,13 +14,12 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from histolake.ingestion.slide import Slide
+from histolake.platform.digests import content_digest
 from histolake.platform.errors import UsageError
 from histolake.platform.settings import Settings, load_settings
 from histolake.platform.storage import Location
 
 __all__ = ["Listing", "SlideReader", "Source", "digest", "reader", "readers"]
-
-BLOCK_BYTES = 8 << 20
 
 # Formats that are known by a layout are asked before those that are known by one file; plug-ins come after, by name.
 ORDER = ("space-ranger", "visium-hd", "xenium", "spatialdata", "hest", "stimage", "legacy-st", "anndata")
@@ -126,10 +125,11 @@ def reader(name: str) -> SlideReader:
     return readers()[name]
 
 
-def digest(source: Source, metadata: Mapping[str, Any]) -> str:
+def digest(source: Source, metadata: Mapping[str, Any], *, rehash: bool = False) -> str:
     """A hash of everything that the slide is made from: the files' contents, their roles, and the metadata given.
 
-    The same files elsewhere have the same digest. Files are read in blocks.
+    The same files elsewhere have the same digest. A file that was read before and has not changed is not read again
+    (`platform/digests.py`), but with `rehash`.
     """
     from histolake.ingestion.images import companions
 
@@ -142,24 +142,9 @@ def digest(source: Source, metadata: Mapping[str, Any]) -> str:
         files |= {f"{role} {name}": other for other in companions(uri) if (name := Location.parse(other).name)}
     for role, uri in sorted(files.items()):
         total.update(f"\0{role}\0{Location.parse(uri).name}\0".encode())
-        total.update(_content(Location.parse(uri)))
+        total.update(content_digest(Location.parse(uri), rehash=rehash))
     for said in (source.metadata, metadata):
         for key, value in sorted(said.items()):
             if key != "image":
                 total.update(f"\0{key}={value}".encode())
     return total.hexdigest()
-
-
-def _content(location: Location) -> bytes:
-    """A hash of a file, or of all files of a folder with their paths in it."""
-    content = hashlib.sha256()
-    if location.is_dir():
-        for entry in location.entries():
-            content.update(f"\0{entry.location.uri[len(location.uri) :]}\0".encode())
-            content.update(_content(entry.location))
-        return content.digest()
-    filesystem, path = location.filesystem()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(BLOCK_BYTES):
-            content.update(block)
-    return content.digest()

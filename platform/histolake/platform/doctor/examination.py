@@ -60,4 +60,3 @@ def _within_its_time(name: str, ask: Callable[[], Probe], says: Callable[[Except
     except Exception as error:
         # Whatever a library raises here is what the store is examined for; `says` names it.
         return Probe(probe=name, ok=False, figure=None, limit=None, means=says(error))
-

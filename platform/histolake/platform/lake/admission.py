@@ -1,7 +1,7 @@
 """Who may write to a lake in an object store: asked once a process and store, before the first write.
 
-Every commit of Lance and of Delta, and every seal of the lake, is a file that is created only where there is none. On a
-store that ignores that condition each of several writers reports success and rows are lost. So the doctor asks the store
+Every commit of Lance and of Delta, and every seal of the lake, is a file that is created only where there is none. On
+a store that ignores that condition each of several writers reports success and rows are lost. So the doctor asks it
 whether the condition holds under a race, and whether what is written can be read; one that fails is refused.
 
 Where the person who runs it says that this is the only writer (`store.sole_writer`), a store that fails in nothing but
@@ -80,9 +80,7 @@ def _write_alone(root: Location) -> None:
     """Hold the lake for this process until it ends; raises `StoreError` while another one writes."""
     now = time.time()
     keeper = LeaseKeeper(root)
-    lease = Lease(
-        lease_id=uuid.uuid4().hex, kind="sole", purpose="to write alone", started_s=now, renewed_s=now
-    )
+    lease = Lease(lease_id=uuid.uuid4().hex, kind="sole", purpose="to write alone", started_s=now, renewed_s=now)
     # First ours, then a look at the others': of two that come at once at least one sees the other.
     keeper.hold(lease)
     others = [other for other in read_leases(root) if other.kind in WRITING and other.is_live() and not _is_ours(other)]

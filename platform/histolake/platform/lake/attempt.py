@@ -58,7 +58,7 @@ class Attempt:
         self._table = pairs
         self._keeper = keeper
         self.slide_id = slide_id
-        self.source_digest = source_digest
+        self.source_digest = (plan or {}).get("source_digest", source_digest)
         self.settings_digest = settings_digest
         self.state: State = state
         self.ingest_id = ingest_id
@@ -109,6 +109,11 @@ class Attempt:
         if self._located is None:
             raise IntegrityError(f"Pairs of {self.slide_id} are not in the lake as they were written; ingest it again.")
 
+    def hold_on(self) -> None:
+        """Make sure, on top of the version that is to be published on, that nobody took the attempt for dead meanwhile.
+        Whoever does so later commits to the catalogue first, and ours is refused."""
+        self._keeper.ensure(self.ingest_id)
+
     def _plan(self, status: str, record: dict[str, Any], fragments: Sequence[Fragment], rejections: pa.Table) -> None:
         unknown = set(record) - {field.name for field in PROVENANCE} - {"n_spots"}
         assert not unknown, f"not columns of catalog/slides: {sorted(unknown)}"
@@ -118,6 +123,7 @@ class Attempt:
             "fragments": [asdict(fragment) for fragment in fragments],
             "n_rejections": rejections.num_rows,
             "after": self._after,
+            "source_digest": self.source_digest,  # that of a look-alike's refusal tells of the other section too
         }
         self._keeper.update(self.ingest_id, plan=self.plan)
 
@@ -133,9 +139,11 @@ class Attempt:
             else pa.nulls(rejections.num_rows, f.type)
             for f in REJECTIONS
         ]
+        self._keeper.ensure(self.ingest_id)
         self._catalog.append("rejections", pa.Table.from_arrays(columns, schema=REJECTIONS))
 
     def _commit_pairs(self, fragments: Sequence[Fragment]) -> None:
+        self._keeper.ensure(self.ingest_id)
         located = self._located = self._table.append(fragments, self._after)
         wanted, found = sum(f.rows for f in fragments), sum(part["rows"] for part in located)
         if wanted != found:
@@ -176,10 +184,16 @@ def find_dead(
             continue
         if lease.plan is None or lease.is_live() or lease.is_sealed(root):
             continue
-        complete = pairs.locate(_fragments(lease.plan), lease.plan.get("after", -1)) is not None
-        if complete and catalog.rejection_count(lease.lease_id) == lease.plan["n_rejections"]:
+        if is_complete(lease, catalog, pairs):
             return lease
     return None
+
+
+def is_complete(lease: Lease, catalog: Catalog, pairs: PairsTable) -> bool:
+    """Whether all that an attempt planned is in the tables."""
+    if lease.plan is None or pairs.locate(_fragments(lease.plan), lease.plan.get("after", -1)) is None:
+        return False
+    return catalog.rejection_count(lease.lease_id) == lease.plan["n_rejections"]
 
 
 def new_ingest_id() -> str:

@@ -12,18 +12,18 @@ passing to a bounded size, so that neither their number nor what a merge rewrite
 from __future__ import annotations
 
 import json
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.lake.slide_index import SlideIndex, conform
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
 from histolake.platform.storage import Location
@@ -35,6 +35,8 @@ COMPACT_FILES = 24  # small files after which a table is compacted in passing
 FILE_BYTES = (
     1 << 20
 )  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
+KEEP_COMMITS = 1_000  # in a table's log, for `lake history`; the tables need none before their newest checkpoint
+THIN_EVERY = 16  # commits
 MOST_NAMED = 64  # versions that the predicate of a merge names one by one; more are named as a range
 
 # No statistics on columns that could name a person or a slide: they would stay in the log after forgetting.
@@ -43,8 +45,10 @@ _ONCE = CommitProperties(max_commit_retries=0)
 _LOG = {
     "delta.checkpointInterval": "20",  # commits that are read one by one when a table is opened
     # A checkpoint lists the files that were retired within this time. `clean` needs no list to remove them.
-    "delta.deletedFileRetentionDuration": "interval 1 hours",
+    "delta.deletedFileRetentionDuration": "interval 10 minutes",
 }
+# The library would look through the whole log for expired commits after every one; `_thin_log` does it now and then.
+_HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 # What publishing must know of a live row.
 LIVE = (
@@ -63,6 +67,7 @@ class Catalog:
     """The Delta tables of one lake."""
 
     def __init__(self, root: Location) -> None:
+        self._lake = root
         self.root = root.join("catalog")
         self._held: dict[str, DeltaTable] = {}  # at the version that this process knows; only under the lock
         self._lock = threading.RLock()
@@ -72,36 +77,42 @@ class Catalog:
 
     def create(self, name: str, schema: pa.Schema) -> None:
         """Make an empty table unless there is one."""
+        require_conditional_put(self._lake)
         place = self.root.join(name)
         place.filesystem()[0].create_dir(place.filesystem()[1], recursive=True)
-        DeltaTable.create(
-            place.uri,
-            schema=schema.remove_metadata(),
-            mode="ignore",
-            name=f"{schema_name(schema)} v{schema_version(schema)}",
-            configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name], **_LOG},
-            storage_options=place.delta_options(),
+        # Whoever loses the race for its first commit, or wins it unknowingly, finds it there when looking again.
+        again(
+            lambda: DeltaTable.create(
+                place.uri,
+                schema=schema.remove_metadata(),
+                mode="ignore",
+                name=f"{schema_name(schema)} v{schema_version(schema)}",
+                configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name], **_LOG},
+                storage_options=place.delta_options(),
+            )
         )
 
     def exists(self) -> bool:
         """Whether there is a catalogue here."""
         place = self.root.join("slides")
-        return DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options())
+        return again(lambda: DeltaTable.is_deltatable(place.uri, storage_options=place.delta_options()))
 
     def table(self, name: str) -> DeltaTable:
         """A table at its newest version, the caller's own."""
         place = self.root.join(name)
-        return DeltaTable(place.uri, storage_options=place.delta_options())
+        return again(lambda: DeltaTable(place.uri, storage_options=place.delta_options()))
 
     def _newest(self, name: str) -> DeltaTable:
         """A table at its newest version, read on from where it stood. Shared: to be used under the lock only, or
         another thread's commit would move it under its user."""
-        held = self._held.get(name)
-        if held is None:
-            held = self._held[name] = self.table(name)
-        else:
-            held.update_incremental()
-        return held
+        held = self._held.pop(name, None)
+        if held is not None:
+            try:
+                held.update_incremental()
+            except FAILURES:  # its log was cleaned, or the store was away: what is there now tells
+                held = None
+        self._held[name] = held or self.table(name)
+        return self._held[name]
 
     def dataset(self, name: str, table: DeltaTable | None = None) -> Any:
         """A table's rows as an Arrow dataset, read through Arrow's own file system.
@@ -125,57 +136,62 @@ class Catalog:
 
         A commit whose outcome is unknown is looked up by `ingest_id` before it is repeated.
         """
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         ingest_ids = pc.unique(rows["ingest_id"])
         with self._lock:
             for attempt in range(PUBLISH_TRIES):
-                if failure is not None:
-                    keep = _text("ingest_id").isin(ingest_ids)
-                    if self.dataset(name).count_rows(filter=keep) == rows.num_rows:
-                        return
+                if failure is not None and self._count(name, _text("ingest_id").isin(ingest_ids)) == rows.num_rows:
+                    return  # the commit that seemed to fail had succeeded
                 table = self._newest(name)
                 try:
-                    write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
-                except (DeltaError, OSError) as error:
+                    write_deltalake(
+                        table,
+                        rows.replace_schema_metadata(None),
+                        mode="append",
+                        commit_properties=_ONCE,
+                        post_commithook_properties=_HOOKS,
+                    )
+                except FAILURES as error:
                     failure = error
                     self._lost(name, attempt)
                     continue
-                self._compact_in_passing(name, table)
+                self._keep_small(name, table)
                 return
         raise ConflictError(f"Rows could not be added to {name} in {PUBLISH_TRIES} tries: {failure}") from failure
 
     def _lost(self, name: str, attempt: int) -> None:
         """After a commit that failed: start from what the store says, a moment later."""
         self._held.pop(name, None)
-        _pause(attempt)
+        pause(attempt)
 
     def create_with(self, name: str, schema: pa.Schema, rows: pa.Table) -> None:
         """Make a table with its first rows in one commit, unless there is one with rows."""
         self.create(name, schema)
-        place = self.root.join(name)
-        table = self.table(name)
-        if table.version() > 0:
-            return
-        try:
-            write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
-        except DeltaError:
-            if DeltaTable(place.uri, storage_options=place.delta_options()).version() == 0:
-                raise
+
+        def fill() -> None:
+            table = self.table(name)
+            if table.version() == 0:
+                write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
+
+        again(fill)  # who lost the race, or won it unknowingly, finds the rows there
 
     # -- slides ---------------------------------------------------------------------------------------------------
 
     def slides(self, columns: list[str] | None = None, table: DeltaTable | None = None) -> pa.Table:
         """Every row of `catalog/slides`: all slides, all versions."""
-        return _read(self.dataset("slides", table), SLIDES, columns)
+        return again(lambda: _read(self.dataset("slides", table), SLIDES, columns))
 
     def rejections(self) -> pa.Table:
         """Every row of `catalog/rejections`."""
-        return _read(self.dataset("rejections"), REJECTIONS, None)
+        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None))
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
-        found = self.dataset("rejections").count_rows(filter=_text("ingest_id") == ingest_id)
-        return int(found)
+        return self._count("rejections", _text("ingest_id") == ingest_id)
+
+    def _count(self, name: str, keep: pc.Expression) -> int:
+        return again(lambda: int(self.dataset(name).count_rows(filter=keep)))
 
     def live(self, slide_ids: Iterable[str], columns: Sequence[str] = LIVE) -> dict[str, list[dict[str, Any]]]:
         """Live rows by slide_id (a published one, a refused one, or both), with what publishing must know of them."""
@@ -187,14 +203,20 @@ class Catalog:
         return rows
 
     def _live(self, slide_ids: Sequence[str], schema: pa.Schema) -> pa.Table:
+        failure: OSError | None = None
         with self._lock:
-            for _ in range(PUBLISH_TRIES):
+            for attempt in range(PUBLISH_TRIES):
                 files = (uri.rsplit("/", 1)[-1] for uri in self._newest("slides").file_uris())
                 try:
                     return self._index.read(files, slide_ids, schema)
                 except FileNotFoundError:  # compacted and cleaned away since we looked; the newest version has others
                     continue
-        raise ConflictError(f"{self.root} changed {PUBLISH_TRIES} times while it was read; try again.")
+                except OSError as error:
+                    failure = error
+                    pause(attempt)
+        raise ConflictError(
+            f"{self.root} changed, or could not be read, {PUBLISH_TRIES} times; try again. Last: {failure}"
+        ) from failure
 
     def commit(
         self,
@@ -203,19 +225,23 @@ class Catalog:
         ingest_ids: Sequence[str] = (),
         columns: Sequence[str] = LIVE,
         told: Told | None = None,
+        done: set[str] | None = None,
     ) -> int:
         """Publish in one commit; returns the lake version in which the rows are.
 
         `make_rows(version, live)` gives the merge's source: rows that equal a live one in (ingest_id, published_in)
         retire it, the others are inserted. It is asked again after every lost race. An empty list commits nothing.
         `ingest_ids` are the new ones, by which a commit that only seemed to fail is known. Columns that an older lake
-        lacks are added to it. `told` is kept with the commit for `lake history`.
+        lacks are added to it. `told` is kept with the commit for `lake history`. `done` are told, before `make_rows` is
+        asked again, the new ones that are in the table by then: also those that another writer has replaced since.
         """
+        require_conditional_put(self._lake)
+        done = set() if done is None else done
         failure: Exception | None = None
         with self._lock:
             for attempt in range(PUBLISH_TRIES):
                 table = self._newest("slides")
-                if failure is not None and (version := self._published(table, ingest_ids)) is not None:
+                if failure is not None and (version := self._published(table, ingest_ids, done)) is not None:
                     return version  # the commit that seemed to fail had succeeded
                 version = table.version() + 1
                 live = self.live(slide_ids, columns)
@@ -226,7 +252,7 @@ class Catalog:
                     return table.version()
                 try:
                     self._write(table, rows, _once(told))
-                except (DeltaError, OSError) as error:
+                except FAILURES as error:
                     failure = error
                     self._lost("slides", attempt)
                     continue
@@ -234,7 +260,7 @@ class Catalog:
                     raise IntegrityError(
                         f"Version {version} was published as {table.version()}; `histolake lake check`."
                     )
-                self._compact_in_passing("slides", table)
+                self._keep_small("slides", table)
                 return version
         raise ConflictError(
             f"Other writers won {PUBLISH_TRIES} commits in a row; try again. Last: {failure}"
@@ -247,7 +273,14 @@ class Catalog:
         if not retired:
             known = {field.name for field in table.schema().fields}
             mode: Literal["merge"] | None = None if known.issuperset(source.schema.names) else "merge"
-            write_deltalake(table, source, mode="append", schema_mode=mode, commit_properties=once)
+            write_deltalake(
+                table,
+                source,
+                mode="append",
+                schema_mode=mode,
+                commit_properties=once,
+                post_commithook_properties=_HOOKS,
+            )
             return
         merge = table.merge(
             source,
@@ -256,16 +289,19 @@ class Catalog:
             target_alias="old",
             merge_schema=True,
             commit_properties=once,
+            post_commithook_properties=_HOOKS,
         )
         merge.when_matched_update({"retired_in": "new.retired_in"}).when_not_matched_insert_all().execute()
 
-    def _published(self, table: DeltaTable, ingest_ids: Sequence[str]) -> int | None:
-        """The version in which these ingests were published, or None if they were not."""
+    def _published(self, table: DeltaTable, ingest_ids: Sequence[str], done: set[str]) -> int | None:
+        """The version in which these ingests were published, None unless all were; those that were become `done`."""
         if not ingest_ids:
             return None
         keep = _text("ingest_id").isin(list(ingest_ids))
-        found = self.dataset("slides", table).to_table(columns=["ingest_id", "published_in"], filter=keep)
-        if len(set(found["ingest_id"].to_pylist())) < len(set(ingest_ids)):
+        columns = ["ingest_id", "published_in"]
+        found = again(lambda: self.dataset("slides", table).to_table(columns=columns, filter=keep))
+        done.update(found["ingest_id"].to_pylist())
+        if len(done) < len(set(ingest_ids)):
             return None
         return int(pc.max(found["published_in"]).as_py())
 
@@ -283,6 +319,7 @@ class Catalog:
         An empty value removes one. Any two commits of the table conflict, so what was read of `expect_version` (its
         rows, its other properties) still holds when the properties are set.
         """
+        require_conditional_put(self._lake)
         place = self.root.join("slides")
         table = DeltaTable(place.uri, version=expect_version, storage_options=place.delta_options())
         return _set(table, changes, told)
@@ -295,6 +332,7 @@ class Catalog:
         `make` is asked again after every lost race; what it gives is equal to what is there already where a commit
         that seemed to fail had succeeded, and then nothing is done.
         """
+        require_conditional_put(self._lake)
         failure: ConflictError | None = None
         for attempt in range(PUBLISH_TRIES):
             table = self.table("slides")
@@ -308,18 +346,37 @@ class Catalog:
                 return _set(table, changes, told)
             except ConflictError as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError(f"Other writers won {PUBLISH_TRIES} commits in a row; try again.") from failure
 
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
-    def _compact_in_passing(self, name: str, table: DeltaTable) -> None:
+    def _keep_small(self, name: str, table: DeltaTable) -> None:
+        """In passing: few small files, and a short log."""
         sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
         if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
             try:
-                table.optimize.compact(target_size=FILE_BYTES, commit_properties=_ONCE)
-            except (DeltaError, OSError):
+                table.optimize.compact(
+                    target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
+                )
+            except FAILURES:
                 self._held.pop(name, None)  # another writer was at work; the next one compacts
+        if table.version() % THIN_EVERY == 0:
+            self._thin_log(name, table.version())
+
+    def _thin_log(self, name: str, version: int) -> None:
+        """Remove commits that are older than `KEEP_COMMITS` and than a checkpoint: listing the log is part of every
+        commit. The oldest go first, so that whatever is left is whole."""
+        files = {}
+        for entry in self.root.join(name, "_delta_log").entries(recursive=False):
+            number = entry.location.name.partition(".")[0]
+            if number.isdigit():
+                files[entry.location] = int(number)
+        checkpoints = [v for place, v in files.items() if ".checkpoint" in place.name and v <= version - KEEP_COMMITS]
+        for place, found in files.items():
+            if found < max(checkpoints, default=0):
+                with suppress(FileNotFoundError):  # another writer does the same
+                    place.delete()
 
     def delete(self, name: str, ingest_ids: Sequence[str], told: Told | None = None) -> int:
         """Delete the rows of some ingests; returns how many. The predicate names random ingest_ids only."""
@@ -334,19 +391,21 @@ class Catalog:
 
     def _delete(self, name: str, predicate: str, told: Told | None) -> int:
         """The predicate stays in the table's log: it holds numbers and random ids only."""
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
             try:
                 metrics = self.table(name).delete(predicate, commit_properties=_once(told))
                 return int(metrics["num_deleted_rows"])
-            except DeltaError as error:
+            except FAILURES as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError(f"Rows of {name} could not be deleted: other writers won every commit.") from failure
 
     def amend(self, rows: pa.Table) -> None:
         """Change columns of `catalog/slides` in place, in every version. `rows` hold ingest_id and published_in, by
         which a row is known (no other value of theirs is in the log), and the columns to change."""
+        require_conditional_put(self._lake)
         changed = {name: f"new.{name}" for name in rows.column_names if name not in ("ingest_id", "published_in")}
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
@@ -361,14 +420,15 @@ class Catalog:
                 )
                 merge.when_matched_update(changed).execute()
                 return
-            except DeltaError as error:
+            except FAILURES as error:
                 failure = error
-                _pause(attempt)
+                pause(attempt)
         raise ConflictError("Rows of slides could not be amended: other writers won every commit.") from failure
 
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
+        require_conditional_put(self._lake)
         table = self.table(name)
         removed = len(table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
         held = {uri.rsplit("/", 1)[-1] for uri in self.table(name).file_uris()}
@@ -386,7 +446,7 @@ class Catalog:
 def _set(table: DeltaTable, changes: Mapping[str, str], told: Told | None) -> int:
     try:
         table.alter.set_table_properties(dict(changes), raise_if_not_exists=False, commit_properties=_once(told))
-    except (DeltaError, OSError) as error:
+    except FAILURES as error:
         raise ConflictError(f"Properties could not be set after version {table.version()}: {error}") from error
     return int(table.version())
 
@@ -394,10 +454,6 @@ def _set(table: DeltaTable, changes: Mapping[str, str], told: Told | None) -> in
 def _once(told: Told | None) -> CommitProperties:
     """A commit that is not retried by the library, with its own words for `lake history`."""
     return _ONCE if told is None else CommitProperties(max_commit_retries=0, custom_metadata={DID: json.dumps(told)})
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
 
 
 def _text(name: str) -> pc.Expression:

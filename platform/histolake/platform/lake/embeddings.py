@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import IntegrityError, ModelError, UsageError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import read_leases
 from histolake.platform.lake.pairs import Fragment, PairsTable
 from histolake.platform.lake.vector_index import IndexState, drop_stale, index_state, keep_up
@@ -240,6 +241,7 @@ class EmbeddingTables:
 
     def create(self, name: str, about: About) -> EmbeddingTable:
         """The table of that name, made if there is none. Raises `ModelError` where it holds another model's vectors."""
+        require_conditional_put(self._root)
         import lance
 
         place = self._place(name)

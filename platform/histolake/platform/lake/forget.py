@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from histolake.platform.cache import drop
 from histolake.platform.errors import SlideNotFoundError, UsageError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
 from histolake.platform.storage import CLOCK_SLACK_S, Location
@@ -90,6 +91,7 @@ def forget(
 
     `models` names the registered models that saw them, for the receipt. Safe to repeat after a crash.
     """
+    require_conditional_put(lake.root)
     rows = ingests_of(lake, slide_id=slide_id, patient=patient)
     slides = sorted(set(rows["slide_id"].to_pylist()))
     # A slide's earlier attempts are found by its name too: before a correction it may have had another patient.

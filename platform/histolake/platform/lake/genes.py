@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from deltalake import CommitProperties, write_deltalake
-from deltalake.exceptions import DeltaError
 
 from histolake.platform.errors import ConflictError, UsageError
+from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.lake.catalog import PUBLISH_TRIES, Catalog
 from histolake.platform.schemas import GENES
 
@@ -63,7 +63,8 @@ class GeneTable:
     def _read(self) -> tuple[int, pa.Table]:
         table = self._catalog.table("genes")
         if self._cached is None or self._cached[0] != table.version():
-            found = self._catalog.dataset("genes", table).to_table().select(GENES.names).cast(GENES.remove_metadata())
+            dataset = self._catalog.dataset("genes", table)
+            found = again(lambda: dataset.to_table().select(GENES.names).cast(GENES.remove_metadata()))
             self._cached = (table.version(), found.sort_by("gene_id"))
         return self._cached
 
@@ -108,7 +109,8 @@ class GeneTable:
             return  # another writer allocated in the meantime: look again
         try:
             write_deltalake(delta, rows, mode="append", commit_properties=CommitProperties(max_commit_retries=0))
-        except DeltaError:
+        except FAILURES:
+            pause(0)
             return  # lost the race, or won it unknowingly: looking again tells
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import LakeNotFoundError
-from histolake.platform.lake.attempt import Attempt, find_dead, new_ingest_id
+from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
 from histolake.platform.lake.catalog import Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
 from histolake.platform.lake.embeddings import EmbeddingTables
@@ -51,6 +52,7 @@ class Lake:
         """
         lake = cls(Location.parse(uri, store))
         if create:
+            require_conditional_put(lake.root)
             # `catalog/slides` comes last: where it is, the others are.
             if not lake.catalog.exists():
                 lake.pairs.create()
@@ -118,6 +120,7 @@ class Lake:
         (nothing is to be done), "adopted" where a dead attempt left everything but the last commit (`publish` it), else
         "new" (write, `stage` or `refuse`, then `publish`).
         """
+        require_conditional_put(self.root)
         digests = {"source_digest": source_digest, "settings_digest": settings_digest}
         common: dict[str, Any] = {
             "root": self.root,
@@ -130,28 +133,33 @@ class Lake:
         for row in self.catalog.live([slide_id])[slide_id]:
             if all(row[key] == value for key, value in digests.items()):
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
-        dead = find_dead(self.root, self.catalog, self.pairs, self.keeper, (slide_id, source_digest, settings_digest))
-        ingest_id = dead.lease_id if dead else new_ingest_id()
-        after = dead.plan.get("after", -1) if dead and dead.plan else self.pairs.last_id()
-        now = time.time()
         lease = Lease(
-            lease_id=ingest_id,
+            lease_id=new_ingest_id(),
             kind="write",
             purpose=f"ingest {source}",
-            started_s=now,
-            renewed_s=now,
             slide_id=slide_id,
-            plan=dead.plan if dead else None,
             source_digest=source_digest,
             settings_digest=settings_digest,
         )
-        if dead is not None and lease.seal(self.root, "adopt"):
-            self.keeper.hold(lease)
-            return Attempt(**common, state="adopted", ingest_id=ingest_id, plan=dead.plan, after=after)
-        if dead is not None:  # somebody else was first to adopt it
-            return self.begin(slide_id, **digests, source=source)
+        dead = self._adopt(lease)
+        if dead is not None:
+            after = (dead.plan or {}).get("after", -1)
+            return Attempt(**common, state="adopted", ingest_id=dead.lease_id, plan=dead.plan, after=after)
+        after = self.pairs.last_id()
         self.keeper.hold(lease)
-        return Attempt(**common, state="new", ingest_id=ingest_id, after=after)
+        return Attempt(**common, state="new", ingest_id=lease.lease_id, after=after)
+
+    def _adopt(self, lease: Lease) -> Lease | None:
+        """Make a dead attempt at what a lease is about to attempt our own, if there is one that is complete."""
+        wanted = (lease.slide_id or "", lease.source_digest or "", lease.settings_digest or "")
+        while (dead := find_dead(self.root, self.catalog, self.pairs, self.keeper, wanted)) is not None:
+            mine = replace(lease, lease_id=dead.lease_id, plan=dead.plan)
+            if not self.keeper.adopt(mine):
+                continue  # somebody else was first: another adopts it, or vacuum drops it
+            if is_complete(mine, self.catalog, self.pairs):
+                return mine
+            self.keeper.release(mine.lease_id)  # vacuum dropped it before we sealed it
+        return None
 
     def publish(self, attempts: Sequence[Attempt]) -> int:
         """Publish staged attempts in one catalogue commit; returns the lake version that holds them.
@@ -171,9 +179,14 @@ class Lake:
         when = datetime.now(UTC)
         software = f"histolake {package_version('histolake')}"
 
+        done: set[str] = set()
+
         def rows(version: int, live: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             made: list[dict[str, Any]] = []
             for attempt in attempts:
+                if attempt.ingest_id in done:
+                    continue
+                attempt.hold_on()
                 new = {**attempt.row(version), "when": when, "software": software}
                 current = live[attempt.slide_id]
                 new = carry(new, current)
@@ -188,7 +201,7 @@ class Lake:
                 made.append(new)
             return made
 
-        version = self.catalog.commit([a.slide_id for a in attempts], rows, [a.ingest_id for a in attempts])
+        version = self.catalog.commit([a.slide_id for a in attempts], rows, [a.ingest_id for a in attempts], done=done)
         for attempt in attempts:
             self.keeper.release(attempt.ingest_id)
         return version

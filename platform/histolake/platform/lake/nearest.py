@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import UsageError
-from histolake.platform.lake.vector_index import index_state
+from histolake.platform.lake.vector_index import INDEX_ROWS, index_state
 
 if TYPE_CHECKING:
     from histolake.platform.lake.embeddings import EmbeddingTable, Part
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWER", "nearest"]
 
-EXACT_ROWS = 20_000  # rows to choose from below which all of them are compared
 PROBED = 24  # cells looked into, where every row may be found; more where fewer may
 REFINE = 10  # candidates per answer that are compared again with the whole vector, for IVF_PQ
 BATCH_ROWS = 8_192
@@ -70,7 +69,7 @@ def nearest(
     every = table.parts(dataset)
     chosen = [part for part in every if part.ingest_id in wanted]
     rows = sum(part.rows for part in chosen)
-    state = None if exact or rows < EXACT_ROWS else index_state(dataset, side)
+    state = None if exact or rows < INDEX_ROWS else index_state(dataset, side)
     if state is None:
         offsets, scores = _all(dataset, side, query_QD, k, chosen)
         return _answer(dataset, offsets, scores)

@@ -11,10 +11,10 @@ among the fragments that are newer than the attempt, not among all.
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -23,14 +23,18 @@ from typing import Any
 import pyarrow as pa
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.again import again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
-__all__ = ["Fragment", "PairsTable", "PairsWriter"]
+__all__ = ["Fragment", "PairsTable", "PairsWriter", "forget_opened"]
 
 COMMIT_TRIES = 40
 METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
+MANIFEST = ".manifest"
+KEEP_MANIFESTS = 16  # of the newest versions, which another process may be about to read
+KEEP_MANIFESTS_S = 300.0  # and those of this time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ class PairsTable:
         """The newest `LanceDataset`, the caller's own."""
         import lance
 
-        return lance.dataset(self.location.uri, storage_options=self.location.lance_options())
+        return again(lambda: lance.dataset(self.location.uri, storage_options=self.location.lance_options()))
 
     def newest(self) -> Any:
         """The newest `LanceDataset`, for a look at its fragments; its manifest is read if it is not the one at hand."""
@@ -139,6 +143,7 @@ class PairsTable:
         fragments are looked through.
         """
         import lance
+        from lance.commit import CommitConflictError
         from lance.fragment import FragmentMetadata
 
         if not fragments:
@@ -153,12 +158,14 @@ class PairsTable:
             try:
                 # Without retries: Lance would take a commit that only seemed to fail for another writer's.
                 done = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
-            except OSError as error:
+            except (OSError, CommitConflictError) as error:
                 failure = error
-                time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))
+                pause(attempt)
                 continue
             with self._lock:
                 self._held = done
+            if done.version % KEEP_MANIFESTS == 0:
+                self._thin()
             found = self.locate(fragments, max(after, _last_id(dataset)), done)
             if found is not None:
                 return found
@@ -193,6 +200,17 @@ class PairsTable:
             found.append({"id": int(part.fragment_id), "rows": fragment.rows})
         return found
 
+    def _thin(self) -> None:
+        """Remove manifests of old versions, for each lists every fragment: a day of ingest into a large lake would
+        leave tens of gigabytes. Data files are vacuum's, also those that only an old version names."""
+        before_s = time.time() - KEEP_MANIFESTS_S
+        listed = [e for e in self.location.join("_versions").entries(recursive=False) if e.location.suffix == MANIFEST]
+        # The name counts down from 2^64 - 1, so that a listing begins with the newest.
+        for entry in sorted(listed, key=lambda entry: entry.location.name)[KEEP_MANIFESTS:]:
+            if entry.modified_s < before_s:
+                with suppress(FileNotFoundError):  # another writer does the same
+                    entry.location.delete()
+
     def holds(self, fragments: Sequence[Fragment], located: Sequence[dict[str, int]], dataset: Any) -> bool:
         """Whether fragments are still where they were located."""
         if len(fragments) != len(located):
@@ -214,26 +232,40 @@ class PairsTable:
         for fragment_id in fragment_ids:
             part = dataset.get_fragment(fragment_id)
             if part is not None:
-                first = part.to_table(columns=["ingest_id"], limit=1)
-                owners.setdefault(first["ingest_id"][0].as_py(), []).append(fragment_id)
+                owners.setdefault(self._owner(part), []).append(fragment_id)
         return owners
+
+    def _owner(self, part: Any) -> str:
+        """The ingest_id of a fragment; "" where its file is gone, which then belongs to nobody."""
+        try:
+            first = again(lambda: part.to_table(columns=["ingest_id"], limit=1))
+        except OSError:
+            if all(self.location.join("data", file.path).exists() for file in part.data_files()):
+                raise
+            return ""
+        return str(first["ingest_id"][0].as_py())
 
     def drop(self, fragments: dict[str, list[int]]) -> None:
         """Drop whole fragments, given by ingest_id. The predicate kept in Lance's log names random ingest_ids only."""
         import lance
+        from lance.commit import CommitConflictError
 
-        dataset = self.open()
-        present = {part.fragment_id for part in dataset.get_fragments()}
-        ids = sorted({fragment for owned in fragments.values() for fragment in owned} & present)
-        if not ids:
-            return
         listed = ", ".join(f"'{ingest_id}'" for ingest_id in sorted(fragments))
-        lance.LanceDataset.commit(
-            self.location.uri,
-            lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})"),
-            read_version=dataset.version,
-            storage_options=self.location.lance_options(),
-        )
+        wanted = {fragment for owned in fragments.values() for fragment in owned}
+        failure: Exception | None = None
+        for attempt in range(COMMIT_TRIES):
+            dataset = self.open()
+            ids = sorted(wanted & {part.fragment_id for part in dataset.get_fragments()})
+            if not ids:
+                return  # also after a commit that only seemed to fail
+            operation = lance.LanceOperation.Delete([], ids, f"ingest_id IN ({listed})")
+            try:
+                lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
+                return
+            except (OSError, CommitConflictError) as error:
+                failure = error
+                pause(attempt)
+        raise ConflictError(f"Fragments could not be dropped in {COMMIT_TRIES} tries: {failure}") from failure
 
     def clean(self, older_than_s: float) -> int:
         """Forget old Lance versions, and remove data files that no version names and that are older than a moment
@@ -280,6 +312,11 @@ def _to_write_to(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
     """The table as a place to write files to: opened once a process, for Lance wants its schema and reads the whole
     manifest for it. It need not be the newest."""
     return _open_for_writing(uri, dict(options) or None)
+
+
+def forget_opened() -> None:
+    """Let go of the tables that this process opened to write to, as one that starts has none."""
+    _to_write_to.cache_clear()
 
 
 def _last_id(dataset: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,10 +107,7 @@ class Snapshot:
         Raises `VersionError` where it was expired between `Lake.at` and now: `lake.expire` moves the floor before it
         looks at the leases, and here the lease is written before the floor is looked at.
         """
-        now = time.time()
-        lease = Lease(
-            lease_id=uuid.uuid4().hex, kind="read", purpose=purpose, started_s=now, renewed_s=now, version=self.version
-        )
+        lease = Lease(lease_id=uuid.uuid4().hex, kind="read", purpose=purpose, version=self.version)
         self.lake.keeper.hold(lease)
         try:
             self.lake.resolve(self.version)

@@ -13,19 +13,23 @@ and is neither leased nor named afterwards belongs to nobody.
 
 from __future__ import annotations
 
-import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.storage import CLOCK_SLACK_S
+from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
+from histolake.platform.storage import CLOCK_SLACK_S, PART_PREFIX
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
 __all__ = ["Vacuumed", "vacuum"]
+
+SEAL_KEPT_S = 24 * 3600.0
+FENCE = "histolake.fence"  # a property of the catalogue that is only ever set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ class Vacuumed:
 
 def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     """Remove what no version names and no live lease holds."""
-    started_s = time.time()
+    require_conditional_put(lake.root)
+    started_s = lake.root.join("leases").clock_s()
     fragment_ids = lake.pairs.fragment_ids()
     pictures = lake.images.files()
     embedded = {ingest_id for name in lake.embeddings.names() for ingest_id in lake.embeddings.ingests(name)}
@@ -53,21 +58,23 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     leases = list(read_leases(lake.root))
     live = [lease for lease in leases if lease.is_live()]
     dead = [lease for lease in leases if not lease.is_live()]
+    sealed = {lease.lease_id for lease in dead if _condemn(lake, lease)}
 
     slides = lake.catalog.slides(["ingest_id", "fragments"])
     named = set(slides["ingest_id"].to_pylist())
     named_fragments = {part["id"] for parts in slides["fragments"].to_pylist() for part in parts or []}
 
-    condemned = [lease for lease in dead if lease.lease_id in named or _condemn(lake, lease)]
+    condemned = [lease for lease in dead if lease.lease_id in named | sealed]
     held = {lease.lease_id for lease in leases} - {lease.lease_id for lease in condemned}
     owners = lake.pairs.owners(sorted(fragment_ids - named_fragments))
-    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in named | held}
+    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in held}
     lake.pairs.drop(orphans)
     rejections = lake.catalog.delete("rejections", sorted(rejecting - named - held))
     ownerless = [file for owner, files in pictures.items() if owner not in named | held for file in files]
     freed = lake.images.drop(ownerless)
     for lease in condemned:
-        lease.remove(lake.root)
+        lease.remove(lake.root, with_seal=lease.is_here)
+    _sweep(lake)
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
     freed += lake.pairs.clean(cutoff_s)
@@ -86,5 +93,46 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
 
 def _condemn(lake: Lake, lease: Lease) -> bool:
-    """Decide a dead lease's fate; False where its writer sealed it first and may yet be about to publish."""
-    return lease.kind == "read" or lease.seal(lake.root, "vacuum") or lease.is_certainly_dead()
+    """Decide a dead lease's fate; False where its writer, or one that adopted it, sealed it first and may yet be about
+    to publish.
+
+    A seal whose maker was silent for very long is taken over: then a commit to the catalogue makes that maker's own,
+    had it begun, lose its race, and it finds the seal another's when it looks again.
+    """
+    if lease.kind != "write" or lease.seal(lake.root, "vacuum"):
+        return True
+    place = lease.seal_location(lake.root)
+    seal = Seal.read(place)
+    if seal is None:  # its maker published and gave everything back in the meantime
+        return False
+    if seal.by == "vacuum":
+        return True
+    if seal.is_here:
+        return not seal.is_running
+    age_s = lake.root.join("leases").clock_s() - place.modified_s()
+    if not lease.is_certainly_dead() or age_s < SILENT_S:
+        return False
+    place.write_bytes(Seal(by="vacuum").encode())
+    fence = {FENCE: uuid.uuid4().hex}
+    lake.catalog.change_properties(lambda version, held: fence)
+    return True
+
+
+def _sweep(lake: Lake) -> None:
+    """Remove seals without a lease, and leases half written. A vacuum's seal stays for a while where its attempt was
+    another machine's: it may come back."""
+    folder = lake.root.join("leases")
+    now_s, entries = folder.clock_s(), list(folder.entries(recursive=False))
+    leases = {entry.location.name.removesuffix(".json") for entry in entries if entry.location.suffix == ".json"}
+    for entry in entries:
+        name, age_s = entry.location.name, now_s - entry.modified_s
+        if name.startswith(PART_PREFIX):
+            gone = age_s > SILENT_S
+        elif entry.location.suffix == ".seal" and name.removesuffix(".seal") not in leases:
+            seal = Seal.read(entry.location)
+            own = seal is not None and seal.by != "vacuum" and seal.is_here and not seal.is_running
+            gone = own or age_s > SEAL_KEPT_S
+        else:
+            continue
+        if gone:
+            entry.location.delete()

@@ -5,8 +5,9 @@ spots; a ranker that knows nothing reaches 0.05 and 0.10), and expression predic
 own reference and calibration. Beside them, on the same spots, what the methods in `baselines` reach. The last row of a
 side, `slide_id` "all", holds the means over its slides weighted by their spots (sums for counts).
 
-A slide that the model was trained on is never evaluated. The validation side was used to choose settings, and a side
-may share a patient with training where a split says so; the column `mark` says both, and belongs beside the figures.
+A slide that the model was trained on is never evaluated, nor a pair where the split cuts slides into blocks. The
+validation side was used to choose settings, and a side may share a patient, a look-alike or the very section with
+training where a split says so; the column `mark` says all of it, and belongs beside the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 
 from histolake.platform.errors import SplitError, UsageError
 from histolake.platform.lake import Snapshot
-from histolake.platform.splits import Split, unit_of
+from histolake.platform.marks import marks
+from histolake.platform.selection import Selection
+from histolake.platform.splits import BLOCKS, Split
 from histolake.serving.evaluation.baselines import Baselines, features_of, fit_baselines
 from histolake.serving.evaluation.features import FrozenFeatures
 from histolake.serving.evaluation.figures import gene_correlations, prediction_figures, section_recall
@@ -63,7 +66,7 @@ class Evaluator:
         self.snapshot = snapshot
         self._report = report
         self._frozen = FrozenFeatures()
-        self._features: dict[tuple[str, str, int], np.ndarray] = {}
+        self._features: dict[tuple[str, str, str, int], np.ndarray] = {}
         self._baselines: dict[tuple[Any, ...], Baselines] = {}
         self._slides = {row["slide_id"]: row for row in snapshot.slides().to_pylist()}
 
@@ -72,40 +75,52 @@ class Evaluator:
 
         Raises `UsageError` if the side has no slide here, `SplitError` if one of its slides trained the model.
         """
-        sides = Split.from_dict(subject.card["split"]).assign(self.snapshot.slides())
-        chosen = self._side(sides, side, subject)
-        baselines = self._fit(sides, subject.reference)
+        split = Split.from_dict(subject.card["split"])
+        sides = split.assign(self.snapshot.slides())
+        here = {slide_id: its for slide_id, its in sides.items() if self._slides[slide_id]["n_pairs"]}
+        asked = Selection.of(self.snapshot, split, here, side)
+        self._refuse(asked, sides, side, subject)
+        baselines = self._fit(split, here, subject.reference)
+        marked = self._marks(asked.slide_ids, sides, subject)
         index = ExactIndex(subject.reference.text_MD)
         found = Evaluation(baselines=baselines.chosen)
-        for slide_id in chosen:
+        for slide_id in asked.slide_ids:
             self._report(f"{subject.uri}: {slide_id}")
-            section = self._read(slide_id)
-            row = {**self._about(subject, side, slide_id, sides), "n_spots": len(section)}
+            section = read_section(asked, slide_id, part=side if sides[slide_id] == BLOCKS else "")
+            row = {**self._about(subject, side, slide_id, marked[slide_id]), "n_spots": len(section)}
             figures, genes = self._section(subject, index, section, baselines)
             found.rows.append({**row, **figures})
             found.genes += [{**row, **gene} for gene in genes]
         found.rows.append(_overall(found.rows))
         return found
 
-    def _side(self, sides: dict[str, str], side: str, subject: Subject) -> list[str]:
-        chosen = sorted(
-            slide_id for slide_id, its in sides.items() if its == side and self._slides[slide_id]["n_pairs"]
-        )
-        if not chosen:
+    def _refuse(self, asked: Selection, sides: dict[str, str], side: str, subject: Subject) -> None:
+        """Raise where the side is empty here, or where the model was trained on it."""
+        if not asked.slide_ids:
             raise UsageError(
                 f"No slide of version {self.snapshot.version} is on the {side} side of the split of {subject.uri}; "
                 f"its sides are {_count(sides.values())}."
             )
-        seen = sorted(set(chosen) & set(subject.reference.training_slides))
-        if seen:
-            raise SplitError(f"{subject.uri} was trained on {', '.join(seen)}, which cannot be used for its {side}.")
-        return chosen
+        trained = set(asked.slide_ids) & set(subject.reference.training_slides)
+        cut = sorted(slide_id for slide_id in trained if sides[slide_id] == BLOCKS)
+        if cut:  # the other blocks of these may have trained it; no pair of this side may
+            known = set(subject.reference.pair_ids)
+            pairs = [set(batch["pair_id"].to_pylist()) for batch in asked.pairs(["pair_id"], slide_ids=cut)]
+            trained -= set(cut) if known.isdisjoint(set().union(*pairs)) else set()
+        if trained:
+            raise SplitError(
+                f"{subject.uri} was trained on {', '.join(sorted(trained))}, which cannot be used for its {side}."
+            )
 
-    def _about(self, subject: Subject, side: str, slide_id: str, sides: dict[str, str]) -> dict[str, Any]:
+    def _marks(self, asked: Sequence[str], sides: dict[str, str], subject: Subject) -> dict[str, list[str]]:
+        """What ties each slide to those that the split or the model itself calls trained on."""
+        trained = {slide_id for slide_id, its in sides.items() if its in ("train", BLOCKS)}
+        trained |= set(subject.reference.training_slides) & set(self._slides)
+        return marks([self._slides[slide_id] for slide_id in asked], [self._slides[k] for k in sorted(trained)])
+
+    def _about(self, subject: Subject, side: str, slide_id: str, marked: Sequence[str]) -> dict[str, Any]:
         """The columns that say which figure this is."""
-        units = {unit_of(self._slides[name]) for name, its in sides.items() if its == "train"}
-        marks = ["same patient"] if unit_of(self._slides[slide_id]) in units else []
-        marks += ["used to choose"] if side == "validation" else []
+        said = [*marked, *(["used to choose"] if side == "validation" else [])]
         return {
             "model": subject.uri,
             "model_name": subject.name,
@@ -115,7 +130,7 @@ class Evaluator:
             "simulated": bool(self._slides[slide_id]["simulated"]),
             "side": side,
             "slide_id": slide_id,
-            "mark": ", ".join(marks),
+            "mark": ", ".join(said),
         }
 
     def _section(
@@ -151,28 +166,25 @@ class Evaluator:
 
     # -- the baselines' material, read and embedded once ------------------------------------------------------------
 
-    def _fit(self, sides: dict[str, str], reference: Reference) -> Baselines:
-        training, validation = (
-            sorted(slide_id for slide_id, its in sides.items() if its == side and self._slides[slide_id]["n_pairs"])
-            for side in ("train", "validation")
-        )
-        key = (tuple(training), tuple(validation), reference.gene_ids.tobytes())
+    def _fit(self, split: Split, sides: dict[str, str], reference: Reference) -> Baselines:
+        training, validation = (Selection.of(self.snapshot, split, sides, side) for side in ("train", "validation"))
+        cut = repr(split) if split.kind == BLOCKS else ""
+        key = (training.slide_ids, validation.slide_ids, cut, reference.gene_ids.tobytes())
         if key not in self._baselines:
             self._report("baselines on frozen image features")
-            most = max(1, BASELINE_PAIRS // max(1, len(training)))
+            most = max(1, BASELINE_PAIRS // max(1, len(training.slide_ids)))
+
+            def read(pairs: Selection, side: str) -> list[Section]:
+                part = side if cut else ""
+                return [read_section(pairs, slide_id, part=part, most=most) for slide_id in pairs.slide_ids]
+
             self._baselines[key] = fit_baselines(
-                [self._read(slide_id, most) for slide_id in training],
-                [self._read(slide_id, most) for slide_id in validation],
-                reference.gene_ids,
-                self._make,
+                read(training, "train"), read(validation, "validation"), reference.gene_ids, self._make
             )
         return self._baselines[key]
 
-    def _read(self, slide_id: str, most: int | None = None) -> Section:
-        return read_section(self.snapshot, slide_id, most=most)
-
     def _make(self, section: Section, column: str) -> np.ndarray:
-        key = (section.slide_id, column, len(section))
+        key = (section.slide_id, section.part, column, len(section))
         if key not in self._features:
             self._report(f"frozen features of {section.slide_id}, {column}")
             self._features[key] = self._frozen(section.images[column])
@@ -201,6 +213,8 @@ def _overall(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [row[key] for row in rows]
         if key == "n_spots" or key.startswith("genes_constant"):
             total[key] = sum(values)
+        elif key == "mark":
+            total[key] = ", ".join(dict.fromkeys(mark for value in values for mark in value.split(", ") if mark))
         elif isinstance(value, float) or (value is None and key.startswith("pcc")):
             had = [(row[key], row["n_spots"]) for row in rows if row[key] is not None]
             total[key] = float(np.average([v for v, _ in had], weights=[n for _, n in had])) if had else None

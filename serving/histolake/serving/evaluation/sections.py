@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from histolake.platform.errors import ModelError
 from histolake.platform.lake import Snapshot
+from histolake.platform.selection import Selection
 from histolake.training.expression import GeneChooser, normalised
 
 __all__ = ["Section", "read_section", "variable_genes"]
@@ -22,9 +23,10 @@ IMAGE_COLUMNS = ("spot_image", "niche_image")
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One slide's pairs, in stored order."""
+    """One slide's pairs, or those of one side of it, in stored order."""
 
     slide_id: str
+    part: str  # the side of which the pairs are; empty: they are those of the slide
     images: dict[str, list[bytes]]  # column -> JPEG bytes
     sentences: list[str]
     gene_ids: list[np.ndarray]  # of each spot, sorted
@@ -38,12 +40,16 @@ class Section:
         return normalised(self.gene_ids, self.counts, gene_ids_G)
 
 
-def read_section(snapshot: Snapshot, slide_id: str, *, most: int | None = None, seed: int = 0) -> Section:
-    """Read a slide; `most` takes at most that many pairs, drawn with `seed` and kept in order.
+def read_section(
+    pairs: Snapshot | Selection, slide_id: str, *, part: str = "", most: int | None = None, seed: int = 0
+) -> Section:
+    """Read a slide, of a selection the pairs that it selects (and `part` is what they are called); `most` takes at most
+    that many pairs, drawn with `seed` and kept in order.
 
     Raises `ModelError` for a slide whose pairs have no pictures, which cannot be asked about.
     """
-    total = sum(chunk.rows for chunk in snapshot.chunks([slide_id]))
+    selection = pairs if isinstance(pairs, Selection) else Selection(pairs, [slide_id])
+    total = sum(run.rows for run in selection.parts([slide_id]))
     chosen = np.arange(total)
     if most is not None and most < total:
         chosen = np.sort(np.random.default_rng(seed).choice(total, size=most, replace=False))
@@ -51,7 +57,7 @@ def read_section(snapshot: Snapshot, slide_id: str, *, most: int | None = None, 
     sentences: list[str] = []
     gene_ids: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    for table in _tables(snapshot, slide_id, chosen):
+    for table in _tables(selection, slide_id, chosen):
         for column in IMAGE_COLUMNS:
             images[column] += table[column].to_pylist()
         sentences += table["sentence"].to_pylist()
@@ -61,17 +67,17 @@ def read_section(snapshot: Snapshot, slide_id: str, *, most: int | None = None, 
         lacking = sum(not image for image in found)
         if lacking:
             raise ModelError(f"{lacking} pairs of {slide_id} have no {column}; evaluate on slides with pictures.")
-    return Section(slide_id=slide_id, images=images, sentences=sentences, gene_ids=gene_ids, counts=counts)
+    return Section(slide_id=slide_id, part=part, images=images, sentences=sentences, gene_ids=gene_ids, counts=counts)
 
 
-def _tables(snapshot: Snapshot, slide_id: str, chosen: np.ndarray) -> Iterator[pa.Table]:
+def _tables(selection: Selection, slide_id: str, chosen: np.ndarray) -> Iterator[pa.Table]:
     columns = [*IMAGE_COLUMNS, "sentence", "gene_ids", "counts"]
     start = 0
-    for chunk in snapshot.chunks([slide_id]):
-        here = chosen[(chosen >= start) & (chosen < start + chunk.rows)] - start
+    for run in selection.parts([slide_id]):
+        here = chosen[(chosen >= start) & (chosen < start + run.rows)] - start
         if len(here):
-            yield snapshot.read(chunk, columns, rows=here)
-        start += chunk.rows
+            yield selection.snapshot.read(run.chunk, columns, rows=run.picked()[here])
+        start += run.rows
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:

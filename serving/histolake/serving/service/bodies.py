@@ -186,4 +186,6 @@ class ModelAnswer(_Answer):
     reference_pairs: int
     training_slides: list[str]
     genes: list[str] = Field(description="What predict can predict.")
-    predict: dict[str, Any] = Field(description="How predict is set, as chosen on validation.")
+    predict: dict[str, Any] = Field(
+        description="How predict is set, as chosen on validation; `mark` says if that is kin to training."
+    )

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from histolake.platform.errors import ModelError, UsageError
+from histolake.platform.splits import BLOCKS
 
 __all__ = ["Reference", "load_reference"]
 
@@ -45,8 +46,8 @@ class Reference:
 
     @property
     def training_slides(self) -> list[str]:
-        """Ids of the slides that the model was trained on."""
-        return [row["slide_id"] for row in self.slides if row["side"] == "train"]
+        """Ids of the slides that the model was trained on; of those cut into blocks, on a part."""
+        return [row["slide_id"] for row in self.slides if row["side"] in ("train", BLOCKS)]
 
     @property
     def predict_settings(self) -> dict[str, Any]:
