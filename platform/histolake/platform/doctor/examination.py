@@ -14,6 +14,8 @@ from histolake.platform.storage import Location
 __all__ = ["examine"]
 
 PROBE_S = 5.0  # what a probe may take before it counts as failed
+TRIES = 6  # of a probe whose requests fail in passing
+AGAIN_S = 1.0  # a probe that has failed for so long is not asked again
 
 
 def examine(place: Location, *, only: tuple[str, ...] | None = None) -> Diagnosis:
@@ -34,29 +36,35 @@ def examine(place: Location, *, only: tuple[str, ...] | None = None) -> Diagnosi
 
         ward = Folder(place)
     with ward as patient:
-        probes = tuple(_ask(patient.probes(), patient.says, only))
+        probes = tuple(_ask(patient, only))
         server = patient.server
     return Diagnosis(store=place.uri, server=server, seconds=round(time.monotonic() - started_s, 3), probes=probes)
 
 
-def _ask(
-    probes: list[tuple[str, Callable[[], Probe]]], says: Callable[[Exception], str], only: tuple[str, ...] | None
-) -> Iterator[Probe]:
-    for number, (name, ask) in enumerate(probes):
+def _ask(patient: Any, only: tuple[str, ...] | None) -> Iterator[Probe]:
+    for number, (name, ask) in enumerate(patient.probes()):
         if number and only is not None and name not in only:
             continue
-        found = _within_its_time(name, ask, says)
+        found = _within_its_time(name, ask, patient)
         yield found
         if number == 0 and not found.ok:
             return
 
 
-def _within_its_time(name: str, ask: Callable[[], Probe], says: Callable[[Exception], str]) -> Probe:
-    try:
-        return within(PROBE_S, ask)
-    except TooSlow as slow:
-        text = f"It gave {slow}; look at the network and at the server's load, and ask again."
-        return Probe(probe=name, ok=False, figure=f"over {PROBE_S:g} s", limit=f"{PROBE_S:g} s", means=text)
-    except Exception as error:
-        # Whatever a library raises here is what the store is examined for; `says` names it.
-        return Probe(probe=name, ok=False, figure=None, limit=None, means=says(error))
+def _within_its_time(name: str, ask: Callable[[], Probe], patient: Any) -> Probe:
+    """One probe. A request that failed in passing is asked again, as long as failing did not take long."""
+    started_s = time.monotonic()
+    for number in range(1, TRIES + 1):
+        try:
+            return within(PROBE_S, ask)
+        except TooSlow as slow:
+            text = f"It gave {slow}; look at the network and at the server's load, and ask again."
+            limit = f"{PROBE_S:g} s"
+            return Probe(probe=name, ok=False, figure=f"over {limit}", limit=limit, means=text)
+        except Exception as error:
+            # Whatever a library raises here is what the store is examined for; `says` names it.
+            if patient.is_fleeting(error) and number < TRIES and time.monotonic() - started_s < AGAIN_S:
+                patient.afresh()
+                continue
+            return Probe(probe=name, ok=False, figure=None, limit=None, means=patient.says(error))
+    raise AssertionError("the last try returns")

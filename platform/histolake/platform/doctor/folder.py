@@ -58,6 +58,13 @@ class Folder:
             ("space", self._space),
         ]
 
+    def afresh(self) -> None:
+        """Nothing is asked twice here."""
+
+    def is_fleeting(self, error: Exception) -> bool:
+        """Disks that fail are not asked again."""
+        return False
+
     def says(self, error: Exception) -> str:
         """One sentence: what was asked, what came, what to do."""
         return f"{self._above} was to be written to and it failed: {error}; name a folder that you may write to."

@@ -36,8 +36,9 @@ class ObjectStore:
     def __init__(self, place: Location) -> None:
         self._place = place
         self._bucket, key = place.bucket_and_key()
-        self._prefix = "/".join([*([key] if key else []), f"doctor-{uuid.uuid4().hex}"])
-        self._written: set[str] = set()
+        self._above = "/".join([*([key] if key else []), f"doctor-{uuid.uuid4().hex}"])
+        self._prefix = self._above
+        self._written: set[str] = set()  # keys
         self._racers: list[Racers] = []
         self._put_s = LATE_S / 10
         self._apart_s: list[float] = []  # the store's clock less ours
@@ -93,6 +94,8 @@ class ObjectStore:
 
     def _read_after_write(self) -> Probe:
         """Objects that are replaced while another thread reads them."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         known = {bytes([65 + n]) * (3000 + 977 * n) for n in range(6)}
         versions = sorted(known)
         self._put("replaced", versions[0])
@@ -100,8 +103,11 @@ class ObjectStore:
 
         def watch() -> None:
             while not stop.is_set():
-                if self._get("replaced") not in known:
-                    torn.append(1)
+                try:
+                    if self._get("replaced") not in known:
+                        torn.append(1)
+                except (BotoCoreError, ClientError):
+                    continue  # the other reads of this probe tell of it
 
         reader = threading.Thread(target=watch, daemon=True)
         reader.start()
@@ -144,7 +150,9 @@ class ObjectStore:
 
         try:
             answer = self._client().get_object(Bucket=self._bucket, Key=self._key("bytes"), Range=header)
-        except ClientError:
+        except ClientError as error:
+            if self.is_fleeting(error):
+                raise
             return False
         return bool(answer["Body"].read() == part and answer["ResponseMetadata"]["HTTPStatusCode"] == 206)
 
@@ -183,7 +191,7 @@ class ObjectStore:
     def _parts(self) -> Probe:
         client, data = self._client(), os.urandom(300)
         where = {"Bucket": self._bucket, "Key": self._key("parts")}
-        self._written.add("parts")
+        self._written.add(where["Key"])
         upload = client.create_multipart_upload(**where)["UploadId"]
         part = client.upload_part(**where, UploadId=upload, PartNumber=1, Body=data)
         parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
@@ -281,7 +289,7 @@ class ObjectStore:
         return f"{self._prefix}/{name}"
 
     def _put(self, name: str, data: bytes, **condition: str) -> Any:
-        self._written.add(name)
+        self._written.add(self._key(name))
         before_s = time.time()
         answer = self._client().put_object(Bucket=self._bucket, Key=self._key(name), Body=data, **condition)
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
@@ -316,11 +324,25 @@ class ObjectStore:
 
         for racers in self._racers:
             racers.wait(LINGER_S)
-        for name in sorted(self._written):
-            try:
-                self._client().delete_object(Bucket=self._bucket, Key=self._key(name))
-            except (BotoCoreError, ClientError):
-                continue  # the diagnosis has said what is wrong
+        for _ in range(2):  # the second time for what a passing failure left
+            for key in sorted(self._written):
+                try:
+                    self._client().delete_object(Bucket=self._bucket, Key=key)
+                except (BotoCoreError, ClientError):
+                    continue  # the diagnosis has said what is wrong
+                self._written.discard(key)
+
+    def afresh(self) -> None:
+        """Use other names from now on: what was asked before may still be carried out."""
+        self._prefix = f"{self._above}/{uuid.uuid4().hex[:8]}"
+
+    def is_fleeting(self, error: Exception) -> bool:
+        """Whether the same request may well succeed the next time."""
+        from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+
+        if isinstance(error, ClientError):
+            return _status(error) >= 500 or _status(error) == 429
+        return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError)
 
     def says(self, error: Exception) -> str:
         """One sentence: what was asked of whom, what came, what to do."""
