@@ -2,15 +2,18 @@
 
     python -m tests.benchmarks.append_cost [--work DIR] [--out FILE.json] [--quick]
 
-Two lakes of simulated slides (`big_lake`), with one fragment a slide as compaction leaves them and with five as an
-ingest may write them. Into each goes a slide of 5,000 spots of realistic size (3,500 genes and 40 KB of pictures a
-spot), in turn with one into an empty lake: `append_cost_ratio`. The pictures and counts are made beforehand; what an
-ingest does before (reading, tiling, encoding) is the same in both and is left out, which makes the ratio the worse.
+Into a lake of simulated slides (`big_lake`) goes a slide of 5,000 spots of realistic size (3,500 genes and 40 KB of
+pictures a spot, in five fragments), in turn with one into an empty lake: `append_cost_ratio`. The pictures and counts
+are made beforehand; what an ingest does before (reading, tiling, encoding) is the same in both and is left out, which
+makes the ratio the worse.
 
 `append_metadata_ms` is all of it but writing rows: begin, open the tables as a process does for its first slide, commit
 rejections and pairs, publish. `append_metadata_next_ms` is that of a further slide of the same run. Both are measured
-at several sizes of the lake; `append_metadata_us_per_slide` is the slope of a line through them. `_s3` figures are of a
-store on loopback (SeaweedFS), by themselves: there, each request costs.
+at several sizes of the lake; `append_metadata_us_per_slide` is the slope of a line through them.
+
+The lake has one fragment a slide, as an ingest of a cohort writes them and `histolake lake compact` leaves them. The
+same figures of a lake with five a slide, which one slide at a time on many cores may come to, are `fragmented_...`;
+those of a store on loopback (SeaweedFS), where each request costs, are `..._s3`.
 """
 
 from __future__ import annotations
@@ -32,13 +35,12 @@ from tests.benchmarks import big_lake
 from tests.benchmarks.alone import Figures, interleaved, main, median_ratio, seconds
 
 from histolake.platform.lake import Lake
-from histolake.platform.lake.pairs import forget_opened
 from histolake.platform.schemas import PAIRS
 
 __all__ = ["measure"]
 
 SIZES = (0, 2_500, 5_000, 10_000)  # slides
-FRAGMENTS = {"one_fragment": 1, "five_fragments": 5}  # of every slide that is there already
+FRAGMENTS = {"": 1, "fragmented_": 5}  # of every slide that is there already
 ROWS = 120  # pairs of such a slide
 SPOTS, RUNS, GENES = 5_000, 5, 3_500  # of the slide that is added
 PICTURE_BYTES = 20_000
@@ -53,23 +55,24 @@ def measure(work: Path, quick: bool = False) -> Figures:
     repeats = 3 if quick else REPEATS
     slide = _slide(spots)
     figures: Figures = {}
-    for name, fragments in FRAGMENTS.items():
-        place = work / f"lake-{name}"
+    for prefix, fragments in FRAGMENTS.items():
+        place = work / f"{prefix}lake"
+        shutil.rmtree(place, ignore_errors=True)
         lake = Lake.open(place, create=True)
-        figures |= _by_size(lake, sizes, fragments, repeats, f"_{name}")
-        figures[f"append_cost_ratio_{name}"] = _ratio(place, work / "empty", slide, repeats)
-        figures[f"append_read_back_missing_{name}"] = _missing(place)
+        figures |= _by_size(lake, sizes, fragments, repeats, prefix=prefix)
+        figures[f"{prefix}append_cost_ratio"] = _ratio(place, work / "empty", slide, repeats)
+        figures[f"{prefix}append_pairs_missing"] = _missing(place)
         shutil.rmtree(place)
-    for key in ("append_cost_ratio", "append_metadata_ms", "append_metadata_next_ms", "append_metadata_us_per_slide"):
-        figures[key] = max(figures[f"{key}_{name}"] for name in FRAGMENTS)
     if object_store.store_binary() is not None:
         with _store(work / "store"):
             lake = Lake.open(f"{object_store.new_bucket()}/lake", create=True)
-            figures |= _by_size(lake, (sizes[0], sizes[-1]), 1, repeats, "_s3")
+            figures |= _by_size(lake, (sizes[0], sizes[-1]), 1, repeats, suffix="_s3")
     return figures
 
 
-def _by_size(lake: Lake, sizes: Sequence[int], fragments: int, repeats: int, suffix: str) -> Figures:
+def _by_size(
+    lake: Lake, sizes: Sequence[int], fragments: int, repeats: int, *, prefix: str = "", suffix: str = ""
+) -> Figures:
     """Milliseconds of metadata for a run's first slide and for the next ones, at the largest size; their growth."""
     first, then = [], []
     for before, size in pairwise((0, *sizes)):
@@ -77,18 +80,18 @@ def _by_size(lake: Lake, sizes: Sequence[int], fragments: int, repeats: int, suf
         _tell(f"{lake.uri}: {size} slides")
         first.append(1e3 * statistics.median(_metadata_s(lake.uri, size, n, 1) for n in range(repeats)))
         then.append(1e3 * _metadata_s(lake.uri, size, repeats, 1 + repeats))
-    return {
-        f"append_metadata_ms{suffix}": first[-1],
-        f"append_metadata_ms_empty{suffix}": first[0],
-        f"append_metadata_next_ms{suffix}": then[-1],
-        f"append_metadata_us_per_slide{suffix}": 1e3 * float(np.polyfit(sizes, first, 1)[0]),
-        f"append_metadata_next_us_per_slide{suffix}": 1e3 * float(np.polyfit(sizes, then, 1)[0]),
+    found = {
+        "ms": first[-1],
+        "ms_empty": first[0],
+        "next_ms": then[-1],
+        "us_per_slide": 1e3 * float(np.polyfit(sizes, first, 1)[0]),
+        "next_us_per_slide": 1e3 * float(np.polyfit(sizes, then, 1)[0]),
     }
+    return {f"{prefix}append_metadata_{name}{suffix}": value for name, value in found.items()}
 
 
 def _metadata_s(uri: str, size: int, number: int, slides: int) -> float:
     """Seconds of all but writing rows, of the last of some slides that one process adds."""
-    forget_opened()
     lake = Lake.open(uri)
     taken = []
     for n in range(slides):
@@ -109,7 +112,6 @@ def _ratio(big: Path, empty: Path, slide: list[pa.Table], repeats: int) -> float
     numbers = iter(range(2 * ADDED, 3 * ADDED))
 
     def add(place: Path) -> float:
-        forget_opened()
         lake = Lake.open(place, create=True)
         taken = seconds(lambda: _add(lake, next(numbers), slide))
         os.sync()  # what one way leaves to be written must not slow the other
@@ -168,7 +170,8 @@ def _missing(place: Path) -> float:
 
 @contextmanager
 def _store(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     before = dict(os.environ)
     with object_store.running_store(folder) as endpoint:
         os.environ.update(object_store.environment(endpoint))

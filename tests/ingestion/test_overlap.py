@@ -12,13 +12,17 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from histolake.ingestion.discover import find_sections
 from histolake.ingestion.duplicates import SKETCH
 from histolake.ingestion.overlap.sets import SlideSet, Source, read_set
 from histolake.ingestion.overlap.shared import KINDS, find_shared, verdict
+from histolake.ingestion.pipeline import ingest_settings
+from histolake.ingestion.worker import look
 from histolake.platform.cli import app
 from histolake.platform.errors import ModelError, SlideNotFoundError, UsageError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.correct import corrections
+from histolake.platform.settings import load_settings
 from histolake.platform.splits import Split
 from histolake.platform.tracking import (
     LINEAGE_FILE,
@@ -265,3 +269,21 @@ def test_words_that_name_no_set(lakes: tuple[Lake, Lake], tmp_path: Path) -> Non
     ):
         with pytest.raises(error, match=said):
             read_set(word, source)
+
+
+def test_a_real_section_is_known_again_in_another_format(real_sections: Path) -> None:
+    """As one cohort arrives from its laboratory in one lake, and by a catalogue in another."""
+    rules = ingest_settings(load_settings())
+
+    def read(cohort: str, *places: Path) -> list[dict[str, Any]]:
+        found = [c for c in find_sections([str(place) for place in places], cohort) if c.source is not None]
+        sketches = {c.slide_id: look(c, None, rules).record["profile_sketch"] for c in found}
+        return [row(name, f"/{cohort}", profile_sketch=held, patient="C") for name, held in sketches.items()]
+
+    home = real_sections / "her2st"
+    laboratory = read("laboratory", home / "C2" / "C2.h5ad")
+    catalogue = read("catalogue", home / "C2", home / "C4")
+    assert [each["slide_id"] for each in catalogue] == ["catalogue/C2", "catalogue/C4"]
+    (found,) = find_shared(SlideSet(name="A", slides=laboratory), SlideSet(name="B", slides=catalogue))
+    assert (found.kind, found.a, found.b) == ("look_alike", "laboratory/C2", "catalogue/C2")
+    assert found.what.startswith("about 100% of the spots of one are in the other")

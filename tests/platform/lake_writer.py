@@ -12,11 +12,12 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.lake import Lake
+from histolake.platform.lake import Attempt, Lake
 from histolake.platform.schemas import PAIRS
 
 
@@ -53,14 +54,38 @@ def ingest(
     patient: str = "P1",
     refused: int = 2,
     image: str | None = None,
+    whole: bool = False,
 ) -> int:
-    """Ingest a slide in two fragments; returns the lake version."""
-    attempt = lake.begin(slide_id, source_digest=digest, settings_digest="plain", source=f"generated:{slide_id}")
-    if attempt.state == "new":
+    """Ingest a slide in two fragments; returns the lake version. A `whole` one brings a gene that the lake lacks and a
+    picture, too."""
+    return lake.publish([attempt(lake, slide_id, digest, count, patient, refused, image, whole)])
+
+
+def ingest_all(lake: Lake, tasks: Sequence[tuple[str, str, int]]) -> int:
+    """Ingest whole slides (slide_id, digest, number of pairs) in one commit."""
+    return lake.publish([attempt(lake, *task, whole=True) for task in tasks])
+
+
+def attempt(
+    lake: Lake,
+    slide_id: str,
+    digest: str,
+    count: int,
+    patient: str = "P1",
+    refused: int = 2,
+    image: str | None = None,
+    whole: bool = False,
+) -> Attempt:
+    """All but the last commit."""
+    begun = lake.begin(slide_id, source_digest=digest, settings_digest="plain", source=f"generated:{slide_id}")
+    if begun.state == "new":
         half = count // 2
+        if whole:
+            lake.resolve_genes([f"NEW-{slide_id}-{digest}"], allocate=True)
+            lake.images.write(lake.images.picture(begun.ingest_id), lambda path: path.write_bytes(b"a picture"))
         fragments = [
-            attempt.pairs.write(rows(slide_id, digest, half)),
-            attempt.pairs.write(rows(slide_id, digest, count - half, first=half)),
+            begun.pairs.write(rows(slide_id, digest, half)),
+            begun.pairs.write(rows(slide_id, digest, count - half, first=half)),
         ]
         rejections = pa.Table.from_pylist(
             [
@@ -76,8 +101,8 @@ def ingest(
         )
         record = {"cohort": "c", "section": slide_id, "study": "study", "patient": patient, "n_spots": count + refused}
         record |= {"image": image} if image else {}
-        attempt.stage(record, fragments, rejections)
-    return lake.publish([attempt])
+        begun.stage(record, fragments, rejections)
+    return begun
 
 
 def kill_after(target: str) -> None:

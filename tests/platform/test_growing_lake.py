@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake, catalog, pairs
 from histolake.platform.lake.check import check
-from histolake.platform.lake.pairs import PairsTable
+from histolake.platform.lake.pairs import Fragment, PairsTable
 from histolake.platform.schemas import REJECTIONS
 
 
@@ -170,7 +171,7 @@ def test_manifests_of_old_versions_go_in_passing(
     assert sum(batch.num_rows for batch in lake.at(3).pairs(["barcode"])) == 3 * 4, "an old version of the lake reads"
 
 
-def test_a_worker_opens_the_table_once(lake: Lake, writer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_reads_nothing_of_the_table(lake: Lake, writer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     real = lance.dataset
 
@@ -179,13 +180,22 @@ def test_a_worker_opens_the_table_once(lake: Lake, writer: ModuleType, monkeypat
         return real(*args, **kwargs)
 
     attempt = lake.begin("c/a", source_digest="1", settings_digest="s", source="x")
-    pairs.forget_opened()
     monkeypatch.setattr(lance, "dataset", counting)
     fragments = [attempt.pairs.write(writer.rows("c/a", "1", 2, first=2 * n)) for n in range(3)]
-    assert len(opened) == 1
+    assert not opened
     attempt.stage({"n_spots": 6}, fragments, pa.table({"rule": pa.array([], "string")}))
     assert lake.publish([attempt]) == 1
-    assert len(opened) == 1, "the driver had the table at hand"
+    assert not opened, "the driver had the table at hand"
+
+
+def test_a_fragment_of_other_columns_is_not_committed(lake: Lake, writer: ModuleType) -> None:
+    attempt = lake.begin("c/a", source_digest="1", settings_digest="s", source="x")
+    fragment = attempt.pairs.write(writer.rows("c/a", "1", 2))
+    other = json.loads(fragment.metadata)
+    other["files"][0]["fields"][0] = 99
+    with pytest.raises(IntegrityError, match="does not know the table's schema"):
+        lake.pairs.append([Fragment(metadata=json.dumps(other), rows=2)])
+    assert lake.pairs.fragment_ids() == set()
 
 
 def test_the_plan_says_where_to_look(lake: Lake, writer: ModuleType) -> None:

@@ -1,10 +1,9 @@
-"""The lake's protocol on plain rows of bytes: publish, replace, crash at every step, two writers."""
+"""The lake's protocol on plain rows of bytes: publish, replace, adopt, several writers. Crashes: `test_lake_killed`."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -24,15 +23,6 @@ from histolake.platform.schemas import PAIRS
 
 CONTENT = [name for name in PAIRS.names if name != "ingest_id"]
 LAKE = "histolake.platform.lake"
-STEPS = [
-    f"{LAKE}.leases:LeaseKeeper.hold",  # the lease is there, nothing else
-    f"{LAKE}.pairs:PairsWriter.write",  # one fragment file is written
-    f"{LAKE}.attempt:Attempt._plan",  # all files are written, the plan is in the lease
-    f"{LAKE}.attempt:Attempt._write_rejections",
-    f"{LAKE}.attempt:Attempt._commit_pairs",  # complete but for the catalogue
-    f"{LAKE}.leases:LeaseKeeper.seal",
-    f"{LAKE}.catalog:Catalog.commit",  # published, the lease not given back
-]
 
 
 def content(lake: Lake, version: int | None = None) -> str:
@@ -107,34 +97,6 @@ def test_a_refusal_shows_and_never_retires_a_published_slide(lake: Lake, writer:
     assert lake.begin("c/a", source_digest="worse", settings_digest="plain", source="x").state == "unchanged"
     writer.ingest(lake, "c/a", "better", 8)
     assert lake.at().slides(include_refused=True)["status"].to_pylist() == ["published"]
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_crash_at_any_step_leaves_the_lake_as_it_was(
-    lake: Lake, writer: ModuleType, run_writer: Callable[..., subprocess.Popen[str]], tmp_path: Path, step: str
-) -> None:
-    writer.ingest(lake, "c/a", "one", 20)
-    before, files = content(lake), data_files(lake)
-    undisturbed = Lake.open(tmp_path / "undisturbed", create=True)
-    writer.ingest(undisturbed, "c/a", "one", 20)
-    writer.ingest(undisturbed, "c/a", "two", 30)
-
-    process = run_writer(lake.uri, "c/a", "two", 30, step)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, errors
-    published = step.endswith("Catalog.commit")
-    assert content(lake) == (content(undisturbed) if published else before)
-
-    writer.ingest(lake, "c/a", "two", 30)
-    assert content(lake) == content(undisturbed)
-    assert content(lake, 1) == before
-    assert not [finding for finding in check(lake) if finding.severity == "error"]
-
-    vacuum(lake, clock_slack_s=0)
-    assert check(lake) == []
-    assert data_files(lake) == files + 2, "nothing of the dead attempt is left"
-    assert not list((Path(lake.uri) / "leases").iterdir())
-    assert content(lake) == content(undisturbed) and content(lake, 1) == before
 
 
 def test_a_complete_dead_attempt_is_adopted(

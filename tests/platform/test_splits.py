@@ -13,6 +13,8 @@ from histolake.platform.errors import SplitError
 from histolake.platform.schemas import SLIDES
 from histolake.platform.splits import LEFT_OUT, SIDES, Split, unit_of
 
+# The same examples every time: a test that fails here fails everywhere.
+EXAMPLES = settings(deadline=None, derandomize=True, database=None)
 THIRDS = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
@@ -100,7 +102,7 @@ SPLITS = st.one_of(
 
 
 @given(rows=lakes(), split=SPLITS)
-@settings(max_examples=150, deadline=None)
+@settings(EXAMPLES, max_examples=150)
 def test_no_kin_straddle_sides_and_no_side_is_empty_talk(rows: list[dict[str, Any]], split: Split) -> None:
     rows = table(rows).to_pylist()
     found = split.placings(table(rows))
@@ -123,7 +125,7 @@ def test_no_kin_straddle_sides_and_no_side_is_empty_talk(rows: list[dict[str, An
 
 
 @given(rows=lakes(), split=SPLITS, data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(EXAMPLES, max_examples=100)
 def test_adding_slides_never_moves_one(rows: list[dict[str, Any]], split: Split, data: st.DataObject) -> None:
     whole = split.assign(table(rows))
     for version in range(1, rows[-1]["published_in"]):
@@ -133,7 +135,7 @@ def test_adding_slides_never_moves_one(rows: list[dict[str, Any]], split: Split,
 
 
 @given(rows=lakes(), split=SPLITS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(EXAMPLES, max_examples=60)
 def test_what_is_ingested_again_keeps_its_age(rows: list[dict[str, Any]], split: Split, data: st.DataObject) -> None:
     again = data.draw(st.sets(st.sampled_from(range(len(rows)))))
     later = [{**row, "published_in": 99} if n in again else row for n, row in enumerate(rows)]
@@ -141,7 +143,7 @@ def test_what_is_ingested_again_keeps_its_age(rows: list[dict[str, Any]], split:
 
 
 @given(rows=lakes())
-@settings(max_examples=60, deadline=None)
+@settings(EXAMPLES, max_examples=60)
 def test_leaving_one_out_leaks_nothing(rows: list[dict[str, Any]]) -> None:
     rows = table(rows).to_pylist()
     by_id = {row["slide_id"]: row for row in rows}

@@ -36,6 +36,7 @@ __all__ = [
     "KnownSlides",
     "Verdict",
     "containment",
+    "expressed_genes",
     "first_of_each",
     "profile_sketch",
 ]
@@ -67,20 +68,37 @@ class DuplicateSettings:
 
 
 def first_of_each(counts_NG: Any) -> np.ndarray:
-    """For each row of a sparse matrix the first row that is equal to it, int64 (N,); its own number where none is."""
-    matrix = counts_NG.copy()
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    n = matrix.shape[0]
-    hashes_N = _row_hashes(matrix)
-    _, first, group = np.unique(hashes_N, return_index=True, return_inverse=True)
-    found = first[group]
-    for i in np.flatnonzero(found != np.arange(n)):  # equal hashes are checked by the rows
-        a, b = (slice(matrix.indptr[r], matrix.indptr[r + 1]) for r in (i, found[i]))
-        same = np.array_equal(matrix.indices[a], matrix.indices[b]) and np.array_equal(matrix.data[a], matrix.data[b])
-        if not same:
-            found[i] = i
-    return found.astype(np.int64)
+    """For each row of a sparse matrix the first row that is equal to it, int64 (N,); its own number where none is.
+
+    Only rows that agree in how many genes they have and in a weighted sum of their values are looked at closer: in a
+    section without duplicates these are few.
+    """
+    matrix = counts_NG
+    if not matrix.has_sorted_indices or not matrix.data.all():
+        matrix = counts_NG.copy()
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+    found = np.arange(matrix.shape[0], dtype=np.int64)
+    _, group, size = np.unique(_summaries(matrix), axis=0, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(size[group.ravel()] > 1)
+    if not len(alike):
+        return found
+    rows = matrix[alike]
+    _, first, group = np.unique(_row_hashes(rows), return_index=True, return_inverse=True)
+    for i in np.flatnonzero(first[group] != np.arange(len(alike))):  # equal hashes are checked by the rows
+        j = first[group[i]]
+        a, b = (slice(rows.indptr[r], rows.indptr[r + 1]) for r in (i, j))
+        if np.array_equal(rows.indices[a], rows.indices[b]) and np.array_equal(rows.data[a], rows.data[b]):
+            found[alike[i]] = alike[j]
+    return found
+
+
+def _summaries(matrix: Any) -> np.ndarray:
+    """Two numbers a row, float32 (N, 2), that are equal for equal rows: how many genes, and a sum of values in which
+    each gene has a weight of its own. It is taken gene by gene, so equal rows round alike."""
+    weights_G = np.random.default_rng(0).uniform(0.5, 1.5, matrix.shape[1]).astype(np.float32)
+    values = matrix.astype(np.float32, copy=False)
+    return np.stack([np.diff(matrix.indptr).astype(np.float32), values @ weights_G], axis=1)
 
 
 def _row_hashes(matrix: Any) -> np.ndarray:
@@ -89,6 +107,15 @@ def _row_hashes(matrix: Any) -> np.ndarray:
     mixed = _mixed(bits | (matrix.indices.astype(np.uint64) << np.uint64(32)))
     sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
     return sums[matrix.indptr[1:]] - sums[matrix.indptr[:-1]]
+
+
+def expressed_genes(counts_NG: Any) -> np.ndarray:
+    """How many genes of each row of a sparse matrix have a value above 0, int64 (N,)."""
+    positive = counts_NG.data > 0
+    if positive.all():
+        return np.diff(counts_NG.indptr).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(positive)])
+    return np.diff(before[counts_NG.indptr])
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:
@@ -104,16 +131,13 @@ def profile_sketch(counts_NG: Any, symbols: Sequence[str]) -> list[int]:
     expressed genes tell nothing and are passed over, so the list may be shorter or empty."""
     from pandas.util import hash_array
 
-    rich = np.bincount(_rows_of(counts_NG)[counts_NG.data > 0], minlength=counts_NG.shape[0]) >= PROFILE_GENES
-    profiles = gene_sentences(counts_NG[np.flatnonzero(rich)], [symbol.upper() for symbol in symbols], _ALL_GENES)
+    rich = expressed_genes(counts_NG) >= PROFILE_GENES
+    chosen = counts_NG if rich.all() else counts_NG[np.flatnonzero(rich)]
+    profiles = gene_sentences(chosen, [symbol.upper() for symbol in symbols], _ALL_GENES)
     if not profiles:
         return []
     hashes = np.unique(hash_array(np.array(profiles, dtype=object), categorize=False))
     return np.sort(hashes.view(np.int64))[:SKETCH].tolist()
-
-
-def _rows_of(matrix: Any) -> np.ndarray:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def containment(sketch: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[float, int]:

@@ -2,8 +2,7 @@
 
 The patches of `SAMPLE` spots, spread over the section, are cut and encoded as they would be, and timed; the expression
 is counted (8 bytes a value that is not zero, as it is stored before compression), and so are the sentences' letters.
-Reading the section, which the ingest does twice (to judge it and to write it), is timed once. The estimate knows
-nothing of a store that is slower to write than to read, and of files that the second reading finds in memory.
+Reading and judging the section is timed. The estimate knows nothing of a store that is slower to write than to read.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from histolake.ingestion.discover import Candidate
 from histolake.ingestion.images import open_image
 from histolake.ingestion.rows import IngestSettings, widths_um
 from histolake.ingestion.slide import Slide
-from histolake.ingestion.tiling import PatchSettings, tile_pairs
+from histolake.ingestion.tiling import PairTiler, PatchSettings
 from histolake.ingestion.worker import Look, look_and_keep
 
 __all__ = ["SAMPLE", "Estimate", "survey"]
@@ -45,7 +44,7 @@ def survey(candidate: Candidate, settings: IngestSettings) -> tuple[Look, Estima
     n_genes_N = np.diff(kept.counts.indptr)
     sentence = 2 * LETTERS_A_GENE * float(np.minimum(n_genes_N, settings.sentences.length).mean())
     row = image_bytes + BYTES_A_VALUE * float(n_genes_N.mean()) + sentence + BYTES_A_ROW
-    return told, Estimate(bytes=round(row * len(kept)), seconds=2 * reading_s + tiling_s * len(kept))
+    return told, Estimate(bytes=round(row * len(kept)), seconds=reading_s + tiling_s * len(kept))
 
 
 def _a_spot(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
@@ -58,9 +57,10 @@ def _a_spot(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
     try:
         began = time.perf_counter()
         spot_um, niche_um = widths_um(slide, patches)
-        tiles = tile_pairs(
+        tiler = PairTiler(
             image, slide.xy_px[chosen], spot_um=spot_um, niche_um=niche_um, um_per_px=um_per_px, settings=patches
         )
+        tiles = tiler.pairs(0, len(chosen))
         jpegs = [jpeg for of_each in tiles for jpeg in of_each.jpegs]
         seconds = time.perf_counter() - began
     finally:

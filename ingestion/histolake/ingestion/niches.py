@@ -9,6 +9,7 @@ Axes: N spots, K neighbours, G genes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +114,18 @@ def spots_within(xy_px_N2: np.ndarray, radius_px: float) -> Niches:
     return Niches(indptr, other[order].astype(np.int64))
 
 
-def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool, run: slice = slice(None)) -> Any:
-    """Sum of the counts over each niche, sparse (N, G), or those of a run of spots; divided by the niche's size it is
-    its mean profile.
+def niche_sums(counts_NG: Any, niches: Niches, *, include_self: bool, run: slice = slice(None)) -> Iterator[np.ndarray]:
+    """Sum of the counts over each niche, or over those of a run of spots, float32 (G,); divided by the niche's size it
+    is its mean profile. Each array is good until the next is asked for.
 
     The sum keeps whole counts whole, so that ties stay ties.
     """
-    from scipy.sparse import csr_array, eye_array
-
-    n = len(niches)
-    ones = np.ones(len(niches.indices), dtype=np.float32)
-    choose_NN = csr_array((ones, niches.indices, niches.indptr), shape=(n, n))
-    if include_self:
-        choose_NN = choose_NN + eye_array(n, dtype=np.float32, format="csr")
-    return choose_NN[run] @ counts_NG
+    values = counts_NG.data.astype(np.float32, copy=False)
+    edges = counts_NG.indptr
+    sums_G = np.zeros(counts_NG.shape[1], dtype=np.float32)
+    for i in range(*run.indices(len(niches))):
+        sums_G.fill(0)
+        for k in [i, *niches.of(i).tolist()] if include_self else niches.of(i).tolist():
+            here = slice(edges[k], edges[k + 1])
+            np.add.at(sums_G, counts_NG.indices[here], values[here])
+        yield sums_G

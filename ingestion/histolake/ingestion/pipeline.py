@@ -1,13 +1,12 @@
 """The ingest: many sections at once on Ray, each published whole or not at all.
 
 1. Digests of the sources are taken in tasks; sections that the lake holds unchanged stop there.
-2. The others are read and judged in tasks, which also write the overviews of their images. Refused ones are recorded,
-   genes that the lake lacks get their numbers in one commit.
-3. Large images that cannot be read in parts are turned into tiled pyramids in tasks, once each.
-4. Runs of spots go through Ray Data to a pool of actors. Each actor keeps its slide open and writes its own fragment of
-   `pairs.lance`, so that neither images nor counts pass through the driver; a fragment of a task that was tried again
-   is never named by anybody. As soon as the last run of a section is in, the section is staged; staged sections are
-   published together every few seconds.
+2. The others go through a pipeline of Ray Data (`workforce`): they are read and their spots judged, with the overviews
+   of their images written and pyramids made of large ones that cannot be read in parts; they are judged among each
+   other, in order (`judging`), and genes that the lake lacks get their numbers; runs of their spots are written as
+   fragments of `pairs.lance`, each by a worker that keeps its slide open.
+3. As soon as the last run of a section is in, the section is staged; staged sections are published together every few
+   seconds. Refused ones are recorded.
 
 Sections go through in waves, so that memory does not grow with the cohort. One section's failure stops no other.
 """
@@ -22,9 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 from histolake.ingestion.discover import Candidate
+from histolake.ingestion.duplicates import KnownSlides
 from histolake.ingestion.estimate import survey
 from histolake.ingestion.genes import table_digest
 from histolake.ingestion.housekeeping import housekeeping_symbols
+from histolake.ingestion.judging import Begun, Judge, Judged, in_order
 from histolake.ingestion.outcome import (
     Outcome,
     adopted,
@@ -36,9 +37,11 @@ from histolake.ingestion.outcome import (
     unchanged,
 )
 from histolake.ingestion.rows import IngestSettings
+from histolake.ingestion.runs import SMALLEST
+from histolake.ingestion.shelf import put_up
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
-from histolake.ingestion.worker import Look, Work, Written, add_pyramid, look, source_digest
-from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_actors
+from histolake.ingestion.worker import Look, Written, source_digest
+from histolake.ingestion.workforce import Progress, in_tasks, pool_size, through_pipeline
 from histolake.platform.errors import IntegrityError, SourceError
 from histolake.platform.lake import Attempt, Fragment, Lake
 from histolake.platform.schemas import PAIRS, schema_version
@@ -47,8 +50,8 @@ from histolake.platform.settings import Settings
 __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"]
 
 FORMAT = 3  # raise it when the same files under the same settings come out as other rows
-WAVE = 256  # sections under way at once
-RUN_SPOTS = 1024  # spots a fragment holds at most
+WAVE = 256  # sections begun at once
+AHEAD = 3  # sections that are read or written at once, for each worker that writes
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
 
@@ -80,28 +83,36 @@ def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSet
     """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
     live = Live(()) if lake is None else Live.of(lake)
     known = known_slides(lake)
+    planned = (_planned(wave, lake, live, known, settings, tell) for wave in _waves(candidates))
+    return [outcome for outcomes in planned for outcome in outcomes]
+
+
+def _planned(
+    wave: Sequence[Candidate],
+    lake: Lake | None,
+    live: Live,
+    known: KnownSlides,
+    settings: IngestSettings,
+    tell: Progress,
+) -> list[Outcome]:
+    """The plan of one wave."""
     digest = settings_digest(settings)
-    outcomes = []
-    for wave in _waves(candidates):
-        digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
-        found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
-        for c, d in zip(wave, digests, strict=True):
-            row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
-            if row is not None and lake is not None and c.slide_id not in found:
-                found[c.slide_id] = unchanged(c, row, lake)
-        fresh = [c for c in wave if c.slide_id not in found]
-        surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
-        looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
-        costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
-        for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
-            found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
-            if isinstance(told, Look):
-                cost = costs[c.slide_id]
-                found[c.slide_id] = replace(
-                    found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds
-                )
-        outcomes += [found[c.slide_id] for c in wave]
-    return outcomes
+    digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
+    found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
+    for c, d in zip(wave, digests, strict=True):
+        row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
+        if row is not None and lake is not None and c.slide_id not in found:
+            found[c.slide_id] = unchanged(c, row, lake)
+    fresh = [c for c in wave if c.slide_id not in found]
+    surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
+    looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
+    costs = {c.slide_id: told[1] for c, told in zip(fresh, surveys, strict=True) if isinstance(told, tuple)}
+    for c, told in zip(fresh, tell_apart(fresh, looks, known, settings.duplicates), strict=True):
+        found[c.slide_id] = as_read(c, told.problem if isinstance(told, Twin) else told, "planned")
+        if isinstance(told, Look):
+            cost = costs[c.slide_id]
+            found[c.slide_id] = replace(found[c.slide_id], estimated_bytes=cost.bytes, estimated_seconds=cost.seconds)
+    return [found[c.slide_id] for c in wave]
 
 
 def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings, tell: Progress) -> list[Outcome]:
@@ -119,7 +130,7 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
 
 def workers_for(outcomes: Iterable[Outcome]) -> int:
     """How many workers would share the planned work. Ray must be running."""
-    return pool_size(sum(-(-outcome.spots_kept // RUN_SPOTS) for outcome in outcomes if outcome.status == "planned"))
+    return pool_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
 
 
 class _Run:
@@ -139,9 +150,7 @@ class _Run:
     def wave(self, candidates: Sequence[Candidate]) -> None:
         """Take some sections all the way."""
         try:
-            fresh = self._begin(candidates)
-            looks = self._look(fresh)
-            self._tile(self._add_pyramids(looks))
+            self._take(self._begin(candidates))
         finally:
             # What is whole is published even if something else broke.
             self._publish()
@@ -149,8 +158,9 @@ class _Run:
                 attempt.abandon()
             self._attempts.clear()
 
-    def _begin(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Take the digests; what is left to do. Unchanged sections end here, adopted ones are staged already."""
+    def _begin(self, candidates: Sequence[Candidate]) -> list[Begun]:
+        """Take the digests; what is left to do, in the order of judging. Unchanged sections end here, adopted ones are
+        staged already."""
         digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
         live = Live.of(self._lake)
@@ -180,74 +190,68 @@ class _Run:
             elif isinstance(digest, SourceError):
                 self._refuse(candidate, digest)
             else:
-                fresh.append(candidate)
-        return fresh
+                is_known = candidate.slide_id in live.published
+                fresh.append(Begun(candidate=candidate, writer=attempt.pairs, is_known=is_known))
+        return in_order(fresh)
 
-    def _look(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Look]]:
-        """Read and judge; refused sections are staged as such, unknown genes get their numbers."""
-        root = self._lake.root
-        calls = [(c, root, self._settings, self._attempts[c.slide_id].ingest_id) for c in candidates]
-        found = in_tasks(look, calls, "reading", self._tell)
-        found = tell_apart(candidates, found, self._known, self._settings.duplicates)
-        self._ingest_ids |= {
-            c.slide_id: self._attempts[c.slide_id].ingest_id
-            for c, told in zip(candidates, found, strict=True)
-            if isinstance(told, Look)
-        }
-        looks = []
-        for candidate, told in zip(candidates, found, strict=True):
-            if isinstance(told, SourceError):
-                self._refuse(candidate, told)
-            elif isinstance(told, Twin):
-                self._refuse_twin(candidate, told)
-            else:
-                looks.append((candidate, told))
-        for species in sorted({told.species for _, told in looks}):
-            genes = sorted({g for _, told in looks if told.species == species for g in told.unknown_genes}, key=str)
-            if genes:
-                symbols, ensembl_ids = [g[0] for g in genes], [g[1] for g in genes]
-                self._lake.resolve_genes(symbols, ensembl_ids, species=species, allocate=True)
-        return looks
+    def _know(self, attempt: Attempt) -> None:
+        """An adopted section was never looked at in this run; its content is known from its plan."""
+        assert attempt.plan is not None
+        if attempt.plan["status"] == "published":
+            self._known.replace(attempt.slide_id, attempt.plan["record"])
+            self._ingest_ids[attempt.slide_id] = attempt.ingest_id
 
-    def _add_pyramids(self, looks: Sequence[tuple[Candidate, Look]]) -> list[tuple[Candidate, Look]]:
-        """Turn large plain images into pyramids, once each; the looks of which that went well."""
-        root, large = self._lake.root, [(c, x) for c, x in looks if x.wants_pyramid]
-        calls = [(c, x.record["image"], root, self._attempts[c.slide_id].ingest_id) for c, x in large]
-        problems = {}
-        for (candidate, _), told in zip(large, in_tasks(add_pyramid, calls, "pyramids", self._tell), strict=True):
-            if isinstance(told, SourceError):
-                problems[candidate.slide_id] = told
-                self._refuse(candidate, told)
-        return [(candidate, told) for candidate, told in looks if candidate.slide_id not in problems]
-
-    def _tile(self, looks: Sequence[tuple[Candidate, Look]]) -> None:
-        """Write the fragments, and stage each section when its last one is in."""
-        works = [work for candidate, told in looks for work in self._works(candidate, told)]
-        self._published_s = time.monotonic()
-        waiting = {c.slide_id: _Waiting(c, x, -(-x.n_kept // RUN_SPOTS)) for c, x in looks}
-        total = sum(work.stop - work.start for work in works)
-        done = 0
-        for written in through_actors(works, self._lake.root, self._settings):
-            section = waiting[written.slide_id]
-            section.take(written)
-            done += written.fragment.rows if written.fragment else 0
-            self._tell("tiling spots", done, total)
-            if section.complete:
-                self._stage(section)
+    def _take(self, sections: Sequence[Begun]) -> None:
+        """Everything through the pipeline, and each section staged when its last run is in."""
+        if not sections:
+            return
+        workers = pool_size()
+        shelf = put_up(ahead=AHEAD * workers)
+        judge = Judge(self._lake.root, self._known, self._settings.duplicates, sections=sections, workers=workers)
+        candidates = {section.slide_id: section.candidate for section in sections}
+        counts = {"reading": [0, len(sections)], "tiling spots": [0, 0]}
+        waiting: dict[str, _Waiting] = {}
+        try:
+            for came in through_pipeline(sections, judge, shelf, self._lake.root, self._settings, workers):
+                if isinstance(came, Judged):
+                    self._count(counts, "reading", 1)
+                    section = self._verdict(candidates[came.slide_id], came)
+                    if section is not None:
+                        waiting[came.slide_id] = section
+                        self._count(counts, "tiling spots", 0, section.look.n_kept)
+                else:
+                    waiting[came.slide_id].take(came)
+                    self._count(counts, "tiling spots", came.spots)
+                if came.slide_id not in waiting:
+                    shelf.done(came.slide_id)
+                elif waiting[came.slide_id].complete:
+                    shelf.done(came.slide_id)
+                    self._stage(waiting.pop(came.slide_id))
                 if time.monotonic() - self._published_s > PUBLISH_EVERY_S:
                     self._publish()
-        missing = sorted(slide_id for slide_id, section in waiting.items() if not section.complete)
+        finally:
+            shelf.take_down()
+        missing = sorted(candidates.keys() - self._staged.keys() - self.outcomes.keys())
         if missing:
             raise IntegrityError(f"Not every run of spots of {', '.join(missing)} came back; run it again.")
-        if total:
-            self._tell("tiling spots", total, total)
 
-    def _works(self, candidate: Candidate, told: Look) -> Iterator[Work]:
-        attempt = self._attempts[candidate.slide_id]
-        pyramid = self._lake.images.pyramid(attempt.ingest_id) if told.wants_pyramid else None
-        for start in range(0, told.n_kept, RUN_SPOTS):
-            stop = min(start + RUN_SPOTS, told.n_kept)
-            yield Work(candidate=candidate, writer=attempt.pairs, start=start, stop=stop, pyramid=pyramid)
+    def _count(self, counts: dict[str, list[int]], what: str, done: int, more: int = 0) -> None:
+        counts[what][0] += done
+        counts[what][1] += more
+        self._tell(what, *counts[what])
+
+    def _verdict(self, candidate: Candidate, judged: Judged) -> _Waiting | None:
+        """A section of which something is to be written; one that is refused is staged as such."""
+        told = judged.told
+        if isinstance(told, SourceError):
+            self._refuse(candidate, told)
+            return None
+        if isinstance(told, Twin):
+            self._refuse_twin(candidate, told)
+            return None
+        self._ingest_ids[candidate.slide_id] = self._attempts[candidate.slide_id].ingest_id
+        self._known.replace(candidate.slide_id, told.record)
+        return _Waiting(candidate, told, judged.runs)
 
     def _stage(self, section: _Waiting) -> None:
         candidate, told = section.candidate, section.look
@@ -265,17 +269,12 @@ class _Run:
         attempt.refuse(bare_record(candidate, problem), rejections_of_slide(candidate.uri, problem))
         self._staged[candidate.slide_id] = as_read(candidate, problem, "refused")
 
-    def _know(self, attempt: Attempt) -> None:
-        """An adopted section was never looked at in this run; its content is known from its plan."""
-        assert attempt.plan is not None
-        if attempt.plan["status"] == "published":
-            self._known.replace(attempt.slide_id, attempt.plan["record"])
-            self._ingest_ids[attempt.slide_id] = attempt.ingest_id
-
     def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
         attempt = self._attempts[candidate.slide_id]
         attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
         attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
+        self._lake.images.pyramid(attempt.ingest_id).delete()  # nothing is cut from it
+        self._known.forget([candidate.slide_id])
         self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
 
     def _publish(self) -> None:
@@ -299,22 +298,27 @@ class _Waiting:
     runs: int
 
     def __post_init__(self) -> None:
-        self.fragments: dict[int, Fragment] = {}
-        self.problem: SourceError | None = None
-        self.padded_patches = 0
-        self._seen: set[int] = set()
+        self._written: dict[int, Written] = {}
 
     def take(self, written: Written) -> None:
         """Note what came of one run."""
-        self._seen.add(written.start)
-        self.problem = self.problem or written.problem
-        if written.fragment is not None:
-            self.fragments[written.start] = written.fragment
-            self.padded_patches += written.padded_patches
+        self._written[written.start] = written
+
+    @property
+    def problem(self) -> SourceError | None:
+        """Why the section is refused after all, if it is: the first reason in the order of its spots."""
+        found = [written.problem for _, written in sorted(self._written.items())]
+        return next((problem for problem in found if problem is not None), None)
+
+    @property
+    def padded_patches(self) -> int:
+        """How many of its patches leave the image."""
+        return sum(written.padded_patches for written in self._written.values())
 
     def counted(self) -> list[Fragment]:
         """Its fragments in the order of their spots. Raises `IntegrityError` unless they hold every spot once."""
-        fragments = [fragment for _, fragment in sorted(self.fragments.items())]
+        written = [written.fragment for _, written in sorted(self._written.items())]
+        fragments = [fragment for fragment in written if fragment is not None]
         rows = sum(fragment.rows for fragment in fragments)
         if rows != self.look.n_kept:
             raise IntegrityError(
@@ -326,7 +330,7 @@ class _Waiting:
     @property
     def complete(self) -> bool:
         """Whether every run has come back."""
-        return len(self._seen) == self.runs
+        return len(self._written) == self.runs
 
 
 def _waves(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from histolake.ingestion.duplicates import first_of_each
+from histolake.ingestion.duplicates import expressed_genes, first_of_each
 from histolake.ingestion.slide import Slide, Spot
 from histolake.platform.errors import SourceError
 
@@ -87,9 +87,7 @@ class _Judged:
 
     def __post_init__(self) -> None:
         self.kept = np.ones(len(self.slide), dtype=bool)
-        counts = self.slide.counts
-        expressed = np.repeat(np.arange(len(self.slide)), np.diff(counts.indptr))[counts.data > 0]
-        self.n_genes = np.bincount(expressed, minlength=len(self.slide))
+        self.n_genes = expressed_genes(self.slide.counts)
 
     def refuse(self, i: int, rule: str, reason: str, **told: float | str | None) -> None:
         x_px, y_px = (float(v) for v in self.slide.xy_px[i])
@@ -123,7 +121,8 @@ class _Judged:
 
     def by_profile(self, spot_genes: int) -> None:
         rich = np.flatnonzero(self.kept & (self.n_genes >= spot_genes))
-        first = rich[first_of_each(self.slide.counts[rich])]
+        counts = self.slide.counts
+        first = rich[first_of_each(counts if len(rich) == len(self.slide) else counts[rich])]
         for i, same in zip(rich.tolist(), first.tolist(), strict=True):
             if same != i:
                 reason = f"All {self.n_genes[i]} genes have the counts that spot {self.slide.barcodes[same]} has."

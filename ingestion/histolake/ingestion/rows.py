@@ -25,7 +25,7 @@ from histolake.ingestion.refusing import as_refusal
 from histolake.ingestion.scale import ScaleSettings
 from histolake.ingestion.sentences import GeneSentences, SentenceSettings
 from histolake.ingestion.slide import Slide, SlideImage
-from histolake.ingestion.tiling import Patches, PatchSettings, Tiles, tile_pairs
+from histolake.ingestion.tiling import PairTiler, Patches, PatchSettings, Tiles
 from histolake.platform.lake import Lake
 from histolake.platform.schemas import PAIR_ID_BYTES
 
@@ -72,6 +72,7 @@ class SectionRows:
         self.candidate = candidate
         self._slide, self._image = slide, image
         self._patches = settings.patches
+        self._tiler = None if image is None else self._make_tiler(image)
         species = self._slide.metadata.species or DEFAULT_SPECIES
         genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
         assert (genes.gene_ids_G >= 0).all(), "unknown genes are allocated before tiling"
@@ -84,6 +85,8 @@ class SectionRows:
 
     def close(self) -> None:
         """Close the image."""
+        if self._tiler is not None:
+            self._tiler.close()
         if self._image is not None:
             self._image.close()
 
@@ -92,7 +95,7 @@ class SectionRows:
         slide, run = self._slide, slice(start, stop)
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
-        spots, niches = self._tiles(run, um_per_px)
+        spots, niches = self._tiles(start, stop)
         counts = self._counts_NU[run]
         around = niche_sums(self._counts_NU, self._niches, include_self=self._patches.niche_include_self, run=run)
         offsets = pa.array(counts.indptr, pa.int32())
@@ -111,7 +114,7 @@ class SectionRows:
                 "spot_image": pa.array(spots.jpegs if spots else [None] * (stop - start), pa.binary()),
                 "niche_image": pa.array(niches.jpegs if niches else [None] * (stop - start), pa.binary()),
                 "sentence": pa.array(self._sentences(counts), pa.string()),
-                "niche_sentence": pa.array(self._sentences(around), pa.string()),
+                "niche_sentence": pa.array(self._sentences.of_sums(around), pa.string()),
                 "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._gene_ids_U[counts.indices])),
                 "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, f32)),
                 "niche": pa.array(niche_ids, pa.list_(pa.binary(PAIR_ID_BYTES))),
@@ -124,16 +127,21 @@ class SectionRows:
         padded = sum(int((tiles.outside_N > 0).sum()) for tiles in (spots, niches) if tiles)
         return table, padded
 
-    def _tiles(self, run: slice, um_per_px: float) -> tuple[Tiles, Patches] | tuple[None, None]:
-        if self._image is None:
-            return None, None
+    def _make_tiler(self, image: SlideImage) -> PairTiler:
         spot_um, niche_um = widths_um(self._slide, self._patches)
+        um_per_px = self._slide.metadata.um_per_px
+        assert um_per_px is not None, "the scale is settled"
+        return PairTiler(
+            image,
+            self._slide.xy_px,
+            spot_um=spot_um,
+            niche_um=niche_um,
+            um_per_px=um_per_px,
+            settings=self._patches,
+        )
+
+    def _tiles(self, start: int, stop: int) -> tuple[Tiles, Patches] | tuple[None, None]:
+        if self._tiler is None:
+            return None, None
         with as_refusal(self.candidate):
-            return tile_pairs(
-                self._image,
-                self._slide.xy_px[run],
-                spot_um=spot_um,
-                niche_um=niche_um,
-                um_per_px=um_per_px,
-                settings=self._patches,
-            )
+            return self._tiler.pairs(start, stop)

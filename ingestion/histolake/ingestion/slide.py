@@ -128,6 +128,8 @@ class Slide:
 
     def take(self, keep: np.ndarray) -> Slide:
         """The slide with the spots that `keep` (N,) marks true, in the same order."""
+        if keep.all():
+            return self
         return replace(
             self,
             barcodes=self.barcodes[keep],

@@ -1,9 +1,8 @@
 """Tiling: patches around spots, from image regions to JPEG bytes and back to nothing else.
 
-`tile` and `tile_pairs` are pure functions of the image's pixels, the centres and the settings: no files, no tables, no
-Ray. A patch is the square of a physical width centred on a spot. It is stored at the image's own resolution, reduced
-(antialiased) only where it is wider than `max_px`, never enlarged. What lies outside the image is white, and how much
-is told.
+Pure functions of the image's pixels, the centres and the settings: no files, no tables, no Ray. A patch is the square
+of a physical width centred on a spot. It is stored at the image's own resolution, reduced (antialiased) only where it
+is wider than `max_px`, never enlarged. What lies outside the image is white, and how much is told.
 
 Spots are visited in the image's order, over a rolling band of it (`images/band.py`), and both patches of a spot are cut
 in one visit, so that each tile of the image is decoded about once.
@@ -14,15 +13,17 @@ Axes: N spots, H rows, W columns, C colours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from histolake.ingestion.images.band import Cut, cut_all
+from histolake.ingestion.images.band import Cut, Windows
 from histolake.ingestion.slide import SlideImage
 
 __all__ = [
+    "PairTiler",
     "PatchSettings",
     "Patches",
     "Tiles",
@@ -31,7 +32,6 @@ __all__ = [
     "patch_window",
     "reduced",
     "tile",
-    "tile_pairs",
     "tissue_fraction",
 ]
 
@@ -120,33 +120,10 @@ def tile(
     """Cut, measure and encode one patch a centre. Spots are visited in the image's order; the answer is in theirs."""
     jpegs: list[bytes] = [b""] * len(xy_px_N2)
     tissue_N, focus_N, outside_N = (np.zeros(len(xy_px_N2), dtype=np.float32) for _ in range(3))
-    for i, (patch,) in _patches(image, xy_px_N2, [width_um / um_per_px]):
+    for i, (patch,) in _windows(image, xy_px_N2, [width_um / um_per_px]).cut(0, len(xy_px_N2)):
         tissue_N[i], focus_N[i] = tissue_fraction(patch.pixels_HWC), focus(patch.pixels_HWC)
         jpegs[i], outside_N[i] = _stored(patch, settings), patch.outside
     return Tiles(jpegs=jpegs, tissue_fraction_N=tissue_N, focus_N=focus_N, outside_N=outside_N)
-
-
-def tile_pairs(
-    image: SlideImage,
-    xy_px_N2: np.ndarray,
-    *,
-    spot_um: float,
-    niche_um: float,
-    um_per_px: float,
-    settings: PatchSettings,
-) -> tuple[Tiles, Patches]:
-    """The patches of the spots, as `tile` gives them, and those of their niches, cut in one visit; nothing is measured
-    on the latter."""
-    n = len(xy_px_N2)
-    jpegs: list[bytes] = [b""] * n
-    niche_jpegs: list[bytes] = [b""] * n
-    tissue_N, focus_N, outside_N, niche_outside_N = (np.zeros(n, dtype=np.float32) for _ in range(4))
-    for i, (spot, niche) in _patches(image, xy_px_N2, [spot_um / um_per_px, niche_um / um_per_px]):
-        tissue_N[i], focus_N[i] = tissue_fraction(spot.pixels_HWC), focus(spot.pixels_HWC)
-        jpegs[i], outside_N[i] = _stored(spot, settings), spot.outside
-        niche_jpegs[i], niche_outside_N[i] = _stored(niche, settings), niche.outside
-    spots = Tiles(jpegs=jpegs, tissue_fraction_N=tissue_N, focus_N=focus_N, outside_N=outside_N)
-    return spots, Patches(jpegs=niche_jpegs, outside_N=niche_outside_N)
 
 
 def measure(
@@ -154,18 +131,52 @@ def measure(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tissue fraction and focus of the patches, float32 (N,) each, as `tile` finds them; nothing is encoded."""
     tissue_N, focus_N = (np.zeros(len(xy_px_N2), dtype=np.float32) for _ in range(2))
-    for i, (patch,) in _patches(image, xy_px_N2, [width_um / um_per_px]):
+    for i, (patch,) in _windows(image, xy_px_N2, [width_um / um_per_px]).cut(0, len(xy_px_N2)):
         tissue_N[i], focus_N[i] = tissue_fraction(patch.pixels_HWC), focus(patch.pixels_HWC)
     return tissue_N, focus_N
 
 
-def _patches(
-    image: SlideImage, xy_px_N2: np.ndarray, widths_px: Sequence[float]
-) -> Iterator[tuple[int, tuple[Cut, ...]]]:
-    """Each centre's number and its patches of each width, in the image's order."""
+class PairTiler:
+    """Cuts the patches of spots and of their niches, part by part; both of a spot in one visit."""
+
+    def __init__(
+        self,
+        image: SlideImage,
+        xy_px_N2: np.ndarray,
+        *,
+        spot_um: float,
+        niche_um: float,
+        um_per_px: float,
+        settings: PatchSettings,
+    ) -> None:
+        self._windows = _windows(image, xy_px_N2, [spot_um / um_per_px, niche_um / um_per_px])
+        self._settings = settings
+
+    def pairs(self, start: int, stop: int) -> tuple[Tiles, Patches]:
+        """Those of centres [start, stop): of the spots as `tile` gives them; on the niches' nothing is measured. Parts
+        that follow each other down the image decode a tile once."""
+        n = stop - start
+        jpegs: list[bytes] = [b""] * n
+        niche_jpegs: list[bytes] = [b""] * n
+        tissue_N, focus_N, outside_N, niche_outside_N = (np.zeros(n, dtype=np.float32) for _ in range(4))
+        for number, (spot, niche) in self._windows.cut(start, stop):
+            i = number - start
+            tissue_N[i], focus_N[i] = tissue_fraction(spot.pixels_HWC), focus(spot.pixels_HWC)
+            jpegs[i], outside_N[i] = _stored(spot, self._settings), spot.outside
+            niche_jpegs[i], niche_outside_N[i] = _stored(niche, self._settings), niche.outside
+        spots = Tiles(jpegs=jpegs, tissue_fraction_N=tissue_N, focus_N=focus_N, outside_N=outside_N)
+        return spots, Patches(jpegs=niche_jpegs, outside_N=niche_outside_N)
+
+    def close(self) -> None:
+        """Forget what was decoded. The image stays open."""
+        self._windows.close()
+
+
+def _windows(image: SlideImage, xy_px_N2: np.ndarray, widths_px: Sequence[float]) -> Windows:
+    """The centres' patches of each width."""
     sides = [max(1, round(width_px)) for width_px in widths_px]
     corners = np.array([[patch_window(x, y, side) for side in sides] for x, y in xy_px_N2], dtype=np.int64)
-    return cut_all(image, corners.reshape(-1, len(sides), 2), sides)
+    return Windows(image, corners.reshape(-1, len(sides), 2), sides)
 
 
 def _stored(patch: Cut, settings: PatchSettings) -> bytes:
@@ -200,9 +211,23 @@ def tissue_fraction(patch_HWC: np.ndarray) -> float:
     Empty glass is bright and nearly grey; haematoxylin and eosin both colour. No stain vectors are fitted, so the
     figure is the same whatever else is on the slide; pen marks count as tissue.
     """
-    high = np.maximum(np.maximum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
-    low = np.minimum(np.minimum(patch_HWC[..., 0], patch_HWC[..., 1]), patch_HWC[..., 2])
-    return float(np.mean(((high - low) > CHROMA_OF_TISSUE) | ((high < DARK) & (high > BLACK))))
+    # Each value with the two that follow it: every third of these neighbourhoods is a pixel. Contiguous passes over
+    # three times too much are quicker than one over scattered values.
+    flat = patch_HWC.reshape(-1)
+    pair = np.maximum(flat[:-1], flat[1:])
+    high = np.maximum(pair[:-1], flat[2:])
+    np.minimum(flat[:-1], flat[1:], out=pair)
+    low = np.minimum(pair[:-1], flat[2:])
+    tissue = np.subtract(high, low, out=low) > CHROMA_OF_TISSUE
+    tissue |= np.subtract(high, BLACK + 1, out=high) < DARK - BLACK - 1  # what is darker than that wraps around
+    tissue &= _pixels(len(tissue))
+    return np.count_nonzero(tissue) / (len(flat) // 3)
+
+
+@lru_cache(maxsize=8)
+def _pixels(n: int) -> np.ndarray:
+    """Which of `n` neighbourhoods of three values are pixels."""
+    return np.arange(n) % 3 == 0
 
 
 def focus(patch_HWC: np.ndarray) -> float:
@@ -211,10 +236,25 @@ def focus(patch_HWC: np.ndarray) -> float:
     The ratio does not change with contrast or exposure, and falls as the patch is blurred. Compare it only between
     patches of equal micrometres per pixel.
     """
-    grey_HW = patch_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    if min(grey_HW.shape) < 3:
+    height, width, _ = patch_HWC.shape
+    if min(height, width) < 3:
         return 0.0
-    middle = grey_HW[1:-1, 1:-1]
-    laplacian = grey_HW[:-2, 1:-1] + grey_HW[2:, 1:-1] + grey_HW[1:-1, :-2] + grey_HW[1:-1, 2:] - 4 * middle
-    spread = float(middle.var())
-    return float(laplacian.var()) / spread if spread > 1e-3 else 0.0
+    grey = (patch_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32)).reshape(-1)
+    grey -= grey[::61].mean()  # about 0, where float32 counts finest
+    # The rows but the first and the last, one after the other, so that a neighbour is a step along them; their ends,
+    # which have no neighbour beside them, count for nothing.
+    n = (height - 2) * width
+    middle = grey[width : width + n]
+    laplacian = middle * -4
+    for first in (0, width - 1, width + 1, 2 * width):
+        laplacian += grey[first : first + n]
+    for values in (laplacian, middle):
+        values.reshape(height - 2, width)[:, :: width - 1] = 0
+    counted = (height - 2) * (width - 2)
+    spread = _variance(middle, counted)
+    return _variance(laplacian, counted) / spread if spread > 1e-3 else 0.0
+
+
+def _variance(values: np.ndarray, n: int) -> float:
+    """Of `n` values, among others that are 0."""
+    return float(np.dot(values, values)) / n - (float(values.sum()) / n) ** 2

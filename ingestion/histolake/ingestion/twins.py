@@ -1,6 +1,6 @@
 """Twins: sections whose content the lake holds under another name, told apart on the driver.
 
-All looks of a wave pass here in the order of their slide_ids, so that of two twins the first stays whichever was read
+The looks of a wave pass here in the order of their slide_ids, so that of two twins the first stays whichever was read
 first. A refused twin stands only as long as the slide that it repeats: its row is written under a digest of its files
 and of that slide's ingest, so that forgetting the other, or its failing later in the same run, lets the twin in next
 time.
@@ -20,7 +20,7 @@ from histolake.platform.errors import SourceError
 from histolake.platform.lake import Lake
 from histolake.platform.schemas import LOOK_ALIKE
 
-__all__ = ["Live", "Twin", "known_slides", "tell_apart", "twin_digest"]
+__all__ = ["Live", "Twin", "known_slides", "tell_apart", "tell_one", "twin_digest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +52,24 @@ def tell_apart(
     told: dict[str, Look | SourceError | Twin] = {}
     known.forget([c.slide_id for c, found in zip(candidates, looks, strict=True) if isinstance(found, Look)])
     for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
-        told[candidate.slide_id] = found
-        if isinstance(found, SourceError):
-            continue
-        verdict = known.judge(candidate.slide_id, found.record, settings)
-        if verdict.same is not None:
-            record = {**found.record, "look_alikes": [verdict.same]}
-            problem = _problem(candidate, verdict.same, verdict.shared, settings)
-            told[candidate.slide_id] = Twin(record=record, of=verdict.same, problem=problem)
-            continue
-        flags = {*found.record["flags"], *([LOOK_ALIKE] if verdict.alike else [])}
-        record = {**found.record, "look_alikes": verdict.alike, "flags": sorted(flags)}
-        told[candidate.slide_id] = replace(found, record=record)
-        known.replace(candidate.slide_id, record)
+        told[candidate.slide_id] = tell_one(candidate, found, known, settings)
     return [told[candidate.slide_id] for candidate in candidates]
+
+
+def tell_one(
+    candidate: Candidate, found: Look | SourceError, known: KnownSlides, settings: DuplicateSettings
+) -> Look | SourceError | Twin:
+    """The same for the next section by slide_id."""
+    if isinstance(found, SourceError):
+        return found
+    verdict = known.judge(candidate.slide_id, found.record, settings)
+    if verdict.same is not None:
+        record = {**found.record, "look_alikes": [verdict.same]}
+        return Twin(record=record, of=verdict.same, problem=_problem(candidate, verdict.same, verdict.shared, settings))
+    flags = {*found.record["flags"], *([LOOK_ALIKE] if verdict.alike else [])}
+    record = {**found.record, "look_alikes": verdict.alike, "flags": sorted(flags)}
+    known.replace(candidate.slide_id, record)
+    return replace(found, record=record)
 
 
 def _problem(candidate: Candidate, other: str, shared: float, settings: DuplicateSettings) -> SourceError:

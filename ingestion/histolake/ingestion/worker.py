@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import profile_sketch
 from histolake.ingestion.expression_unit import with_unit
 from histolake.ingestion.genes import resolve, with_symbols
+from histolake.ingestion.handover import PackedSlide
 from histolake.ingestion.images import open_image
 from histolake.ingestion.images.keeping import keep_overview, keep_pyramid
 from histolake.ingestion.quality import check_section, judge_spots, quality_flags
@@ -39,6 +41,8 @@ from histolake.platform.lake import Fragment, Lake, PairsWriter
 from histolake.platform.storage import Location
 
 __all__ = ["Look", "SlideWorker", "Work", "Written", "add_pyramid", "look", "look_and_keep", "source_digest"]
+
+BATCH_SPOTS = 512  # rows that a worker holds at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class Written:
 
     slide_id: str
     start: int
+    spots: int  # that it was asked for
     fragment: Fragment | None = None
     padded_patches: int = 0
     problem: SourceError | None = None
@@ -250,42 +255,71 @@ def _record(candidate: Candidate, slide: Slide, settings: IngestSettings) -> dic
 
 
 class SlideWorker:
-    """Writes runs of spots. Keeps the slide that it worked on last open, for the next run is most likely of the
+    """Writes runs of spots. Keeps the section that it worked on last open, for the next run is most likely of the
     same."""
 
     def __init__(self, lake: Location, settings: IngestSettings) -> None:
-        self._lake = Lake.open(lake)
+        self._root = lake
         self._settings = settings
         self._open: SectionRows | None = None
 
-    def write(self, work: Work) -> Written:
-        """Write one fragment. What is wrong with the section's data comes back as `problem`; other errors are
-        raised."""
-        slide_id, start = work.candidate.slide_id, work.start
+    def write(self, work: Work, judged: Callable[[], PackedSlide | None] = lambda: None) -> Written:
+        """Write one fragment. `judged` gives the slide where it was handed over; else it is read again. What is wrong
+        with the section's data comes back as `problem`; other errors are raised."""
+        asked: dict[str, Any] = {"slide_id": work.candidate.slide_id, "start": work.start}
+        asked["spots"] = work.stop - work.start
         try:
-            slide = self._slide(work)
-            table, padded = slide.rows(work.start, work.stop)
+            rows = _Rows(self._section(work, judged), work.start, work.stop)
         except SourceError as problem:
-            return Written(slide_id=slide_id, start=start, problem=problem)
-        fragment = work.writer.write(table)
-        return Written(slide_id=slide_id, start=start, fragment=fragment, padded_patches=padded)
+            return Written(**asked, problem=problem)
+        try:
+            fragment = work.writer.write(rows)
+        except Exception:
+            if rows.problem is None:
+                raise
+            return Written(**asked, problem=rows.problem)
+        return Written(**asked, fragment=fragment, padded_patches=rows.padded)
 
-    def _slide(self, work: Work) -> SectionRows:
+    def _section(self, work: Work, judged: Callable[[], PackedSlide | None]) -> SectionRows:
         if self._open is None or self._open.candidate.slide_id != work.candidate.slide_id:
             if self._open is not None:
                 self._open.close()
             self._open = None
-            self._open = _opened(work, self._lake, self._settings)
+            self._open = _opened(work, judged(), Lake.open(self._root), self._settings)
         return self._open
 
 
-def _opened(work: Work, lake: Lake, settings: IngestSettings) -> SectionRows:
-    """A section read, judged and ready to be written."""
+class _Rows:
+    """The rows of a run, batch by batch. Remembers how many patches leave the image, and a problem of the data: through
+    the writer, which asks for the batches, it comes back as an error of the writer's."""
+
+    def __init__(self, section: SectionRows, start: int, stop: int) -> None:
+        self._section, self._start, self._stop = section, start, stop
+        self.problem: SourceError | None = None
+        self.padded = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for start in range(self._start, self._stop, BATCH_SPOTS):
+                table, padded = self._section.rows(start, min(start + BATCH_SPOTS, self._stop))
+                self.padded += padded
+                yield from table.to_batches()
+        except SourceError as problem:
+            self.problem = problem
+            raise
+
+
+def _opened(work: Work, judged: PackedSlide | None, lake: Lake, settings: IngestSettings) -> SectionRows:
+    """A section ready to be written: the slide that was handed over, or, where none was, read and judged again."""
     candidate = work.candidate
-    slide, tag = _read(candidate)
     with work.pyramid.borrowed() if work.pyramid else nullcontext() as pyramid:
-        if pyramid is not None:
-            slide = replace(slide, image=str(pyramid))
-        _, kept, _ = _judge(candidate, slide, tag, settings)
-        image = None if kept.image is None else open_image(kept.image)
+        if judged is not None:
+            kept = judged.unpacked()
+            kept = kept if pyramid is None else replace(kept, image=str(pyramid))
+        else:
+            slide, tag = _read(candidate)
+            slide = slide if pyramid is None else replace(slide, image=str(pyramid))
+            _, kept, _ = _judge(candidate, slide, tag, settings)
+        with as_refusal(candidate):
+            image = None if kept.image is None else open_image(kept.image)
     return SectionRows(candidate, kept, image, lake, settings)

@@ -1,4 +1,14 @@
-"""The ingest's work on Ray: calls in tasks, and runs of spots through a pool of actors."""
+"""The ingest's work on Ray: calls in tasks, and the sections of a wave through one pipeline of Ray Data.
+
+    sections, in the order of judging
+      -> read and judge the spots of each      tasks; the judged slide goes onto the shelf
+      -> judge the sections among each other   one actor, in order; a section becomes runs of spots
+      -> write each run as a fragment          a pool of actors
+
+Every section and every run is a block of its own, so that all three go on at once: a section is written while later
+ones are still being read. Blocks hold nothing but names and verdicts; neither images nor counts pass through them. A
+task whose worker died is tried again; the fragment that the first try may have written is never named by anybody.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +17,14 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from histolake.ingestion.judging import Begun, Judge, Judged
 from histolake.ingestion.rows import IngestSettings
-from histolake.ingestion.worker import SlideWorker, Work, Written
+from histolake.ingestion.shelf import Shelf
+from histolake.ingestion.worker import Look, SlideWorker, Written, add_pyramid, look_and_keep
 from histolake.platform.errors import SourceError
 from histolake.platform.storage import Location
 
-__all__ = ["Progress", "in_tasks", "pool_size", "through_actors"]
+__all__ = ["Progress", "in_tasks", "pool_size", "through_pipeline"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
@@ -37,37 +49,85 @@ def _refusal_as_answer(function: Callable[..., Any], call: tuple[Any, ...]) -> A
         return problem
 
 
-def through_actors(works: Sequence[Work], root: Location, settings: IngestSettings) -> Iterator[Written]:
-    """Every run of spots through the pool of actors, as they finish."""
-    if not works:
+def through_pipeline(
+    sections: Sequence[Begun], judge: Judge, shelf: Shelf, root: Location, settings: IngestSettings, workers: int
+) -> Iterator[Judged | Written]:
+    """Verdicts and written runs of sections, which are in the order of judging, as they come; a section's verdict
+    comes before its runs."""
+    if not sections:
         return
     import ray
 
-    items = [{"work": pickle.dumps(work)} for work in works]
-    pool = ray.data.ActorPoolStrategy(size=pool_size(len(works)))
-    tiler: Any = _Tiler  # a class whose instances are the function, made once an actor
-    written = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        tiler, fn_constructor_args=(root, settings), compute=pool, num_cpus=1
-    )
-    for row in written.iter_rows():
-        yield pickle.loads(row["written"])
+    cpus = 1.0 if _slots() > 1 else 0.5  # readers and writers need a slot each
+    items = [{"item": pickle.dumps(section)} for section in sections]
+    data: Any = ray.data.from_items(items, override_num_blocks=len(items))
+    data.context.execution_options.preserve_order = True
+    data.context.target_max_block_size = 1  # a row, a block
+    given = (shelf, root, settings)
+    one, pool = (ray.data.ActorPoolStrategy(size=size) for size in (1, workers))
+    data = data.map(_read, fn_args=given, num_cpus=cpus)
+    # The judge knows what it has judged; one that took its place would not.
+    once = {"max_restarts": 0, "max_task_retries": 0}
+    data = data.flat_map(_Judging, fn_constructor_args=(judge,), compute=one, num_cpus=0, **once)
+    data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=cpus)
+    for row in data.iter_rows():
+        yield pickle.loads(row["item"])
 
 
-def pool_size(runs: int) -> int:
-    """Actors: one a slot, with one slot left for the rest; on a machine alone, no more than its cores."""
+def pool_size(runs: int | None = None) -> int:
+    """Actors that write: one a slot, with one slot in eight, at least one, left for reading; on a machine alone, no
+    more than its cores."""
     import ray
 
-    slots = int(ray.cluster_resources().get("CPU", 1)) - 1
+    slots = _slots()
+    writers = slots - max(1, slots // 8)
     if len(ray.nodes()) == 1:
-        slots = min(slots, os.cpu_count() or 1)
-    return max(1, min(slots, runs))
+        writers = min(writers, os.cpu_count() or 1)
+    return max(1, writers if runs is None else min(writers, runs))
+
+
+def _slots() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestSettings) -> dict[str, bytes]:
+    """Read a section and judge its spots; the slide goes onto the shelf."""
+    section: Begun = pickle.loads(row["item"])
+    shelf.wait_for(section.place)
+    ingest_id = section.writer.ingest_id
+    told: Look | SourceError
+    try:
+        told, slide = look_and_keep(section.candidate, root, settings, ingest_id)
+        if told.wants_pyramid:
+            add_pyramid(section.candidate, told.record["image"], root, ingest_id)
+        shelf.keep(section.slide_id, slide)
+    except SourceError as problem:
+        told = problem
+    return {"item": pickle.dumps((section, told))}
+
+
+class _Judging:
+    """The actor's face of `Judge`."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+        for item in self._judge.judge(*pickle.loads(row["item"])):
+            yield {"item": pickle.dumps(item)}
 
 
 class _Tiler:
-    """The actor's face of `SlideWorker`."""
+    """The actor's face of `SlideWorker`. Verdicts pass through."""
 
-    def __init__(self, root: Location, settings: IngestSettings) -> None:
+    def __init__(self, shelf: Shelf, root: Location, settings: IngestSettings) -> None:
+        self._shelf = shelf
         self._worker = SlideWorker(root, settings)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        return {"written": pickle.dumps(self._worker.write(pickle.loads(row["work"])))}
+        item = pickle.loads(row["item"])
+        if isinstance(item, Judged):
+            return row
+        return {"item": pickle.dumps(self._worker.write(item, lambda: self._shelf.slide(item.candidate.slide_id)))}

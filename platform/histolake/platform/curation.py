@@ -96,7 +96,16 @@ _GROUPS = {
     "geometry": ("spot_diameter_um", "pitch_um", "spot_um", "niche_um"),
     "spots": ("n_spots", "n_pairs", "n_rejections", "expression_unit"),
     "flags and likeness": ("flags", "look_alikes", "image_hash"),
-    "versions": ("published_in", "retired_in", "when", "software", "ingest_id", "source_digest", "settings_digest"),
+    "versions": (
+        "first_published",
+        "published_in",
+        "retired_in",
+        "when",
+        "software",
+        "ingest_id",
+        "source_digest",
+        "settings_digest",
+    ),
 }
 _UNITS = {"_um": "um", "_px": "px"}
 

@@ -31,8 +31,8 @@ def leave_one_out(rows: Sequence[Row], by: str) -> list[Split]:
             members[group].append(row)
     made = []
     for group, tested in sorted(members.items()):
-        others = [row for name, listed in members.items() if name != group for row in listed]
-        tied = ties(others, tested)
+        # A slide is tied to itself by its unit: those that test are not among those that train.
+        tied = ties([row for listed in members.values() for row in listed], tested)
         train = sorted(slide_id for slide_id, found in tied.items() if not found)
         if train:
             test = sorted(row["slide_id"] for row in tested)

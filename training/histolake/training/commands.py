@@ -52,7 +52,7 @@ def train(
     train_slides: Annotated[str | None, typer.Option(help="Slides that train, comma-separated.")] = None,
     validation_slides: Annotated[str, typer.Option(help="Slides that validate, comma-separated.")] = "",
     test_slides: Annotated[str, typer.Option(help="Slides kept for the test, comma-separated.")] = "",
-    cuts_units: Annotated[bool, typer.Option(help="The lists may put one patient's slides on several sides.")] = False,
+    cuts_units: Annotated[bool, typer.Option(help="The lists may cut through a patient or look-alikes.")] = False,
     workers: Annotated[int, typer.Option(help="Training workers: processes on CPUs, or one a GPU.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's if not given.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, repeatable.")] = None,

@@ -207,7 +207,7 @@ def _assemble(matrix: Matrix, positions: Positions, scale: float) -> Slide:
         array_row=positions.array_row[at].astype(np.float32),
         array_col=positions.array_col[at].astype(np.float32),
         xy_px=positions.xy_px[at] * scale,
-        counts=matrix.counts_NG[found],
+        counts=matrix.counts_NG if np.array_equal(found, np.arange(len(matrix.barcodes))) else matrix.counts_NG[found],
         symbols=matrix.genes.symbols,
         ensembl_ids=matrix.genes.ensembl_ids,
         image=None,

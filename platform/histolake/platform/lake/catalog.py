@@ -429,8 +429,9 @@ class Catalog:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
         require_conditional_put(self._lake)
-        table = self.table(name)
-        removed = len(table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
+        removed = again(
+            lambda: len(self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
+        )
         held = {uri.rsplit("/", 1)[-1] for uri in self.table(name).file_uris()}
         for entry in self.root.join(name).entries(recursive=False):
             if (

@@ -14,7 +14,7 @@ Kind = Literal["added", "replaced", "corrected", "retired", "refused"]
 
 # What is new in every row, and what stands in a difference by itself.
 _PASSED_OVER = {"slide_id", "ingest_id", "published_in", "retired_in", "status", "when", "software"}
-_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected", "profile_sketch"}
+_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected", "first_published", "profile_sketch"}
 SHOWN = 60  # characters of a value
 SHOWN_OF_DIGEST = 8
 

@@ -51,6 +51,7 @@ class GeneTable:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._cached: tuple[int, pa.Table] | None = None
+        self._names = _Names()
 
     def create(self) -> None:
         """Write the vocabulary unless it is there."""
@@ -86,7 +87,7 @@ class GeneTable:
             raise UsageError("A gene has neither a symbol nor an Ensembl id; give every gene one of the two.")
         for _ in range(PUBLISH_TRIES):
             version, table = self._read()
-            ids = _look_up(table, keys, species)
+            ids = self._names.look_up(table, keys, species)
             missing = sorted({key for key, gene_id in zip(keys, ids, strict=True) if gene_id == UNKNOWN}, key=str)
             if not missing or not allocate:
                 return ids
@@ -114,12 +115,23 @@ class GeneTable:
             return  # lost the race, or won it unknowingly: looking again tells
 
 
-def _look_up(table: pa.Table, keys: list[tuple[str, str | None]], species: str) -> np.ndarray:
-    ours = table.filter(pa.compute.equal(table["species"], species))
-    ids = ours["gene_id"].to_pylist()
-    # Reversed, so that the first gene of a name is the one that stays.
-    by_symbol = dict(zip(reversed(ours["symbol"].to_pylist()), reversed(ids), strict=True))
-    by_ensembl = dict(zip(reversed(ours["ensembl_id"].to_pylist()), reversed(ids), strict=True))
-    by_ensembl.pop(None, None)
-    found = [by_ensembl.get(ensembl, by_symbol.get(symbol, UNKNOWN)) for symbol, ensembl in keys]
-    return np.asarray(found, dtype=np.int32)
+class _Names:
+    """Ids by name, of a table that only ever grows: every row is looked at once."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._by_symbol: dict[str, dict[str, int]] = {}  # species -> symbol -> the first gene of that name
+        self._by_ensembl: dict[str, dict[str, int]] = {}
+
+    def look_up(self, table: pa.Table, keys: Sequence[tuple[str, str | None]], species: str) -> np.ndarray:
+        """Ids of (symbol, Ensembl id), int32; -1 for what the table lacks."""
+        new = table.slice(self._rows)
+        self._rows = table.num_rows
+        columns = (new[name].to_pylist() for name in ("gene_id", "ensembl_id", "symbol", "species"))
+        for gene_id, ensembl, symbol, kind in zip(*columns, strict=True):
+            self._by_symbol.setdefault(kind, {}).setdefault(symbol, gene_id)
+            if ensembl:
+                self._by_ensembl.setdefault(kind, {}).setdefault(ensembl, gene_id)
+        by_symbol, by_ensembl = self._by_symbol.get(species, {}), self._by_ensembl.get(species, {})
+        found = [by_ensembl.get(ensembl or "", by_symbol.get(symbol, UNKNOWN)) for symbol, ensembl in keys]
+        return np.asarray(found, dtype=np.int32)

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -27,8 +26,9 @@ from histolake.platform.lake.again import again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
-__all__ = ["Fragment", "PairsTable", "PairsWriter", "forget_opened"]
+__all__ = ["Fragment", "PairsTable", "PairsWriter"]
 
+STORAGE_VERSION: Final = "2.1"  # of Lance's files
 COMMIT_TRIES = 40
 METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
@@ -64,20 +64,21 @@ class PairsWriter:
         `rows` has the columns of `schemas.PAIRS`; `ingest_id` and `slide_id` are filled in here. A generator of batches
         is written as it comes, so memory holds one batch.
         """
-        from lance.fragment import write_fragments
+        from lance.fragment import LanceFragment
 
         batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
         reader = pa.RecordBatchReader.from_batches(PAIRS, (self._own(batch) for batch in batches))
-        written = write_fragments(
+        # As the first fragment of a table: to append, Lance would read the whole manifest for the schema. `append` sees
+        # to it that the columns have the numbers that they have in the table.
+        written = LanceFragment.create(
+            self.location.uri,
             reader,
-            _to_write_to(self.location.uri, tuple((self.location.lance_options() or {}).items())),
             schema=PAIRS,
-            mode="append",
+            mode="create",
+            data_storage_version=STORAGE_VERSION,
             storage_options=self.location.lance_options(),
         )
-        if len(written) != 1:
-            raise IntegrityError(f"Writing {self.slide_id} made {len(written)} fragments where one was expected.")
-        return Fragment(metadata=json.dumps(written[0].to_json()), rows=written[0].physical_rows)
+        return Fragment(metadata=json.dumps(written.to_json()), rows=written.physical_rows)
 
     def _own(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         own = {"ingest_id": self.ingest_id, "slide_id": self.slide_id}
@@ -110,7 +111,7 @@ class PairsTable:
                 self.location.uri,
                 schema=PAIRS,
                 mode="create",
-                data_storage_version="2.1",
+                data_storage_version=STORAGE_VERSION,
                 enable_v2_manifest_paths=True,
                 storage_options=self.location.lance_options(),
             )
@@ -152,6 +153,7 @@ class PairsTable:
         operation = lance.LanceOperation.Append([FragmentMetadata.from_json(f.metadata) for f in fragments])
         for attempt in range(COMMIT_TRIES):
             dataset = self.newest()
+            _check_columns(fragments, dataset)
             found = self.locate(fragments, after, dataset)
             if found is not None:
                 return found
@@ -275,19 +277,22 @@ class PairsTable:
         """
         freed = 0
         for _ in range(2):  # the second pass takes what only the first one's manifests still named
-            freed += self.open().cleanup_old_versions(older_than=timedelta(0)).bytes_removed
-        dataset = self.open()
-        named = {
-            file.path
-            for version in dataset.versions()
-            for part in dataset.checkout_version(version["version"]).get_fragments()
-            for file in part.data_files()
-        }
+            freed += again(lambda: self.open().cleanup_old_versions(older_than=timedelta(0)).bytes_removed)
+        named = again(self._named_files)  # another vacuum may take a version away while we look
         for entry in self.location.join("data").entries():
             if entry.location.name not in named and entry.modified_s < older_than_s:
                 entry.location.delete()
                 freed += entry.size_bytes
         return freed
+
+    def _named_files(self) -> set[str]:
+        dataset = self.open()
+        return {
+            file.path
+            for version in dataset.versions()
+            for part in dataset.checkout_version(version["version"]).get_fragments()
+            for file in part.data_files()
+        }
 
     def fragment(self, fragment_id: int, dataset: Any) -> Any:
         """One fragment of an open dataset; raises `IntegrityError` if it is gone."""
@@ -307,16 +312,30 @@ def _open_for_writing(uri: str, options: dict[str, str] | None) -> Any:
     return lance.dataset(uri, storage_options=options, session=session)
 
 
-@lru_cache(maxsize=1)
-def _to_write_to(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
-    """The table as a place to write files to: opened once a process, for Lance wants its schema and reads the whole
-    manifest for it. It need not be the newest."""
-    return _open_for_writing(uri, dict(options) or None)
+def _check_columns(fragments: Sequence[Fragment], dataset: Any) -> None:
+    """Files were written without a look at the table: their columns must stand under the table's numbers."""
+    wanted = _columns(dataset.lance_schema)
+    for fragment in fragments:
+        for file in json.loads(fragment.metadata)["files"]:
+            if file["fields"] != wanted:
+                raise IntegrityError(
+                    f"A fragment of {dataset.uri} was written with the columns {file['fields']} where the table has "
+                    f"{wanted}; this version of histolake does not know the table's schema."
+                )
 
 
-def forget_opened() -> None:
-    """Let go of the tables that this process opened to write to, as one that starts has none."""
-    _to_write_to.cache_clear()
+def _columns(schema: Any) -> list[int]:
+    """The numbers under which a table's columns stand in its files."""
+
+    def leaves(fields: Sequence[Any]) -> Iterator[int]:
+        for field in fields:
+            below = field.children()
+            if below:
+                yield from leaves(below)
+            else:
+                yield field.id()
+
+    return list(leaves(schema.fields()))
 
 
 def _last_id(dataset: Any) -> int:
