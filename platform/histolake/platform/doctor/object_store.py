@@ -15,7 +15,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from histolake.platform.doctor.deadline import Racers
 from histolake.platform.doctor.diagnosis import Probe
@@ -24,7 +25,11 @@ from histolake.platform.storage import CLOCK_SLACK_S, Location
 
 __all__ = ["ObjectStore"]
 
+T = TypeVar("T")
+
 TIMEOUT_S = 4.0  # of one request; less than a probe may take
+TRIES = 4  # of a request that fails in passing
+AGAIN_S = 1.0  # one that has failed for so long is not repeated
 LATE_S = 0.75  # how long the losers of the race are waited for, at least
 LINGER_S = 15.0  # how long the end of the process waits for what is removed in the background
 REFUSED = (409, 412)
@@ -291,7 +296,8 @@ class ObjectStore:
     def _put(self, name: str, data: bytes, **condition: str) -> Any:
         self._written.add(self._key(name))
         before_s = time.time()
-        answer = self._client().put_object(Bucket=self._bucket, Key=self._key(name), Body=data, **condition)
+        put = partial(self._client().put_object, Bucket=self._bucket, Key=self._key(name), Body=data, **condition)
+        answer = put() if condition else self._again(put)  # the outcome of one that failed is not known
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         self.server = headers.get("server", self.server)
         if told := email.utils.parsedate_to_datetime(headers["date"]) if "date" in headers else None:
@@ -299,8 +305,24 @@ class ObjectStore:
         return answer
 
     def _get(self, name: str) -> bytes:
-        data: bytes = self._client().get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
-        return data
+        key = self._key(name)
+
+        def get() -> bytes:
+            data: bytes = self._client().get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            return data
+
+        return self._again(get)
+
+    def _again(self, request: Callable[[], T]) -> T:
+        """What a request gives that may be repeated; it is, where it failed in passing and did not take long."""
+        start_s = time.monotonic()
+        for _ in range(TRIES - 1):
+            try:
+                return request()
+            except Exception as error:
+                if not self.is_fleeting(error) or time.monotonic() - start_s > AGAIN_S:
+                    raise
+        return request()
 
     def _create(self, name: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
@@ -315,7 +337,9 @@ class ObjectStore:
 
     def _listed(self, prefix: str, after: str | None = None) -> list[str]:
         start = {} if after is None else {"StartAfter": self._key(after)}
-        page = self._client().list_objects_v2(Bucket=self._bucket, Prefix=self._key(prefix), **start)
+        page = self._again(
+            lambda: self._client().list_objects_v2(Bucket=self._bucket, Prefix=self._key(prefix), **start)
+        )
         return [entry["Key"].removeprefix(self._key("")) for entry in page.get("Contents", [])]
 
     def _remove(self) -> None:
