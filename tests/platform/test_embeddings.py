@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
 from histolake.platform.lake.claims import let_go, take
-from histolake.platform.lake.embeddings import About, EmbeddingTable
+from histolake.platform.lake.embedding_table import About, EmbeddingTable
 from histolake.platform.lake.forget import forget
 from histolake.platform.lake.leases import Lease
 from histolake.platform.lake.nearest import _whole_fragments
@@ -177,7 +177,7 @@ def test_a_set_of_whole_fragments_is_what_lance_takes(four: Lake) -> None:
 
     table = four.embeddings.create("m-v1", ABOUT)
     fill(table, four, 30)
-    dataset, parts = table.dataset(), table.parts()
+    dataset, parts = table.dataset(), table.view().parts
     chosen = [parts[2], parts[0]]
     addresses = [(part.fragment_id << 32) + row for part in chosen for row in range(part.rows)]
     told = [
@@ -289,20 +289,23 @@ def test_a_claim_has_one_holder_and_a_dead_one_is_taken_over(lake: Lake) -> None
     assert take(other.root, other.keeper, "embed", "m-1") == claim
     let_go(other.keeper, claim)
 
+    # One that another machine has left behind.
+    dead = Lease(lease_id="embed-m-2", kind="embed", purpose="", machine="other", pid=1, process_started="1")
+    place = Path(dead.location(lake.root).uri)
     long_ago = time.time() - 9000
-    dead = Lease(
-        lease_id="embed-m-2", kind="embed", purpose="", started_s=long_ago, renewed_s=long_ago, machine="other"
-    )
-    place = dead.location(lake.root)
-    assert place.create(json.dumps(asdict(dead)).encode()) and not place.create(b"")
+    dead.write(lake.root)
+    assert take(lake.root, lake.keeper, "embed", "m-2") is None  # it was written a moment ago
+    os.utime(place, (long_ago, long_ago))
+    assert dead.seal(lake.root, "embed")
+    assert take(lake.root, lake.keeper, "embed", "m-2") is None  # somebody is about to take it over
+    Path(dead.seal_location(lake.root).uri).unlink()
     assert take(lake.root, lake.keeper, "embed", "m-2") == "embed-m-2"
     assert take(other.root, other.keeper, "embed", "m-2") is None
     let_go(lake.keeper, "embed-m-2")
     assert lake.root.join("leases").list() == []
 
     dead.write(lake.root)
-    assert dead.seal(lake.root, "vacuum")  # somebody is about to decide on it
-    assert take(lake.root, lake.keeper, "embed", "m-2") is None
+    os.utime(place, (long_ago, long_ago))
     vacuum(lake)
     assert lake.root.join("leases").list() == []
 

@@ -16,11 +16,16 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from histolake.platform.errors import ServiceError
+from histolake.platform.lake import Snapshot
 from histolake.serving.client import Client
 from histolake.serving.tasks import Reference, annotate, embed, load_reference, predict, retrieve
+from histolake.training.embed_pool import Crew
+from histolake.training.embedding import embed_lake
+from histolake.training.registry import ResolvedModel
 
 
 def free_port() -> int:
@@ -83,6 +88,28 @@ def test_embed_gives_the_offline_numbers(client: Client, small_model: Any, query
     np.testing.assert_allclose(
         client.embed(sentences=sentences), embed(small_model.model, sentences=sentences), atol=1e-5
     )
+
+
+def test_an_embedded_lake_holds_the_numbers_that_are_served(
+    client: Client, small_model: Any, planted: Snapshot, query_images: list[bytes]
+) -> None:
+    found = ResolvedModel(path=small_model.folder, name="small", version="", uri=str(small_model.folder))
+    outcome = embed_lake(planted, found, Crew(workers=1, device="cpu"), ray=False, batch=7, where="slide_id = 'c/Q1'")
+    rows = pa.Table.from_batches(
+        planted.lake.embeddings.open(outcome.table).read(planted, ["pair_id", "vector", "sentence_vector"])
+    )
+    pairs = pa.Table.from_batches(planted.pairs(["pair_id", "sentence"], slide_ids=["c/Q1"]))
+    assert rows["pair_id"] == pairs["pair_id"] and rows.num_rows == len(query_images)
+    sentences = pairs["sentence"].to_pylist()
+    for column, asked in (("vector", {"images": query_images}), ("sentence_vector", {"sentences": sentences})):
+        stored = np.stack(rows[column].to_pylist())
+        np.testing.assert_allclose(stored, client.embed(**asked), atol=1e-5)
+        np.testing.assert_allclose(stored, embed(small_model.model, **asked), atol=1e-5)
+
+    # Sentences retrieve the pictures of the table as they would be compared by hand.
+    told = planted.lake.embeddings.nearest(outcome.table, client.embed(sentences=sentences[:3]), 5, planted)
+    by_hand = client.embed(sentences=sentences[:3]) @ client.embed(images=query_images).T
+    np.testing.assert_allclose(np.reshape(told["score"], (3, 5)), -np.sort(-by_hand, axis=1)[:, :5], atol=1e-5)
 
 
 def test_retrieve_gives_the_offline_hits(

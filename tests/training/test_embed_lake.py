@@ -113,6 +113,15 @@ def test_a_lake_is_embedded_once_and_what_is_added_later_joins(
     assert some.table == f"tiny-{model_digest(folder)[:12]}" and some.embedded == 2 and some.lake_version == 1
 
 
+def test_a_lake_in_an_object_store(bucket: str, generated_lake: Maker, folder: Path, model: Model) -> None:
+    lake = generated_lake(f"{bucket}/lake", {name: SLIDES[name] for name in ("gen/A", "gen/B")})
+    assert here(lake, folder).embedded == 2 and here(lake, folder).skipped == 2
+    assert_same(lake, model)
+    forget(lake, slide_id="gen/A")
+    assert lake.embeddings.ingests("tiny-v4") == set(lake.at().slides()["ingest_id"].to_pylist())
+    assert check(lake) == [] and lake.root.join("leases").list() == []
+
+
 def test_half_an_ingest_is_replaced(tmp_path: Path, generated_lake: Maker, folder: Path, model: Model) -> None:
     lake = generated_lake(tmp_path / "lake", {name: SLIDES[name] for name in ("gen/A", "gen/B")})
     here(lake, folder)
@@ -232,8 +241,8 @@ main()
 @pytest.mark.parametrize(
     ("owner", "method", "nth", "whole"),
     [
-        ("histolake.platform.lake.embeddings", "EmbeddingsWriter.write", 3, 2),
-        ("histolake.platform.lake.embeddings", "EmbeddingTable.append", 2, 2),
+        ("histolake.platform.lake.embedding_table", "EmbeddingsWriter.write", 3, 2),
+        ("histolake.platform.lake.embedding_table", "EmbeddingTable.append", 2, 2),
     ],
 )
 def test_a_run_that_was_killed_is_taken_up(

@@ -74,6 +74,19 @@ def test_a_recipe_becomes_a_registered_model_that_knows_its_slides(
     assert json.loads(listed.stdout)[0]["aliases"] == "champion,coca-micro,fresh"
     shown = runner.invoke(app, ["models", "lineage", "omiclip/1", "--json", "--tracking", tracking.uri])
     assert len(json.loads(shown.stdout)) == 4
+    lake = ["--lake", snapshot.lake.uri, "--tracking", tracking.uri, "--json"]
+    embedded = json.loads(runner.invoke(app, ["embed", "omiclip@fresh", "--workers", "0", *lake]).stdout)
+    assert (embedded[0]["table"], embedded[0]["model"], embedded[0]["pairs"]) == ("omiclip-v1", "models:/omiclip/1", 96)
+    check_embeddings(resolved.path, snapshot)
+
+
+def check_embeddings(folder: Path, snapshot: Snapshot) -> None:
+    """The vectors of the whole lake begin with those that the model was published with."""
+    reference = pq.read_table(folder / "reference" / "reference.parquet", columns=["pair_id", "image_vector"])
+    rows = snapshot.lake.embeddings.open("omiclip-v1").dataset().to_table().to_pylist()
+    found = {row["pair_id"]: row["vector"] for row in rows}
+    for pair_id, vector in zip(reference["pair_id"].to_pylist(), reference["image_vector"].to_pylist(), strict=True):
+        np.testing.assert_allclose(found[pair_id], vector, atol=1e-5)
 
 
 def check_folder(folder: Path, snapshot: Snapshot) -> None:

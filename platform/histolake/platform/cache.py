@@ -8,11 +8,12 @@ after.
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from pathlib import Path
 
-__all__ = ["cache_folder", "drop", "trim", "use"]
+__all__ = ["cache_folder", "copies", "drop", "trim", "use"]
 
 IN_USE_S = 1800.0
 
@@ -44,6 +45,15 @@ def drop(uri: str) -> int:
     size = path.stat().st_size
     path.unlink(missing_ok=True)
     return size
+
+
+def copies(uri: str) -> list[Path]:
+    """The copies on this machine of a file: itself, where it lies in the cache, or those of a remote file by its
+    name."""
+    path = Path(uri)
+    if "://" in uri:
+        return sorted(cache_folder("files").glob(f"*-{glob.escape(path.name)}"))
+    return [path] if path.parent.parent == cache_folder("files").parent and path.is_file() else []
 
 
 def trim(limit_gb: float, *, in_use_s: float = IN_USE_S) -> int:

@@ -192,55 +192,6 @@ def vacuum(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
     show([row], list(row), as_json=as_json, empty="")
 
 
-@lake.command("forget")
-def forget(
-    lake_uri: LakeOption = None,
-    slide: Annotated[str | None, typer.Option("--slide", help="A slide_id, such as her2st/C2.")] = None,
-    patient: Annotated[str | None, typer.Option("--patient", help="STUDY/PATIENT.")] = None,
-    receipt: Annotated[
-        str | None, typer.Option("--receipt", help="Where to write the receipt; outside the lake. Default: here.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Remove a slide or a patient from every table, file and version of the lake, for good, and write a receipt.
-
-    Registered models that saw them are named in the receipt; they are not changed.
-
-    Example: `histolake lake forget --patient study/P7 --lake /data/lake`
-    """
-    from datetime import UTC, datetime
-
-    from histolake.platform.errors import UsageError
-    from histolake.platform.lake.forget import forget as remove
-    from histolake.platform.lake.forget import ingests_of
-    from histolake.platform.settings import load_settings
-    from histolake.platform.storage import Location
-    from histolake.platform.tracking import models_that_saw
-
-    if (slide is None) == (patient is None):
-        raise UsageError("Name what to forget: either --slide SLIDE or --patient STUDY/PATIENT.")
-    if patient is not None and "/" not in patient:
-        raise UsageError(f"--patient is {patient!r}; write STUDY/PATIENT: several studies may have that name.")
-    study, _, name = (patient or "").rpartition("/")
-    opened = open_lake(lake_uri)
-    place = Location.parse(receipt or f"forgotten-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json")
-    if place.uri.startswith(opened.uri.rstrip("/") + "/"):
-        raise UsageError(f"The receipt {place} would lie in the lake and keep the names in it; write it elsewhere.")
-    chosen: dict[str, Any] = {"slide_id": slide} if slide else {"patient": (study, name)}
-    found = sorted(set(ingests_of(opened, **chosen)["slide_id"].to_pylist()))
-    typer.echo(f"To be removed for good from {opened.uri}, in every version: {', '.join(found)}.", err=True)
-    if not yes:
-        typer.confirm("Remove?", abort=True, err=True)
-    models = models_that_saw(load_settings().section("tracking"), opened.uri, found)
-    written = remove(opened, **chosen, models=models)
-    written.write(place)
-    typer.echo(f"Receipt: {place}", err=True)
-    row = {key: value for key, value in asdict(written).items() if not isinstance(value, list)}
-    row |= {"slides": len(written.slides), "exports": len(written.exports), "models": len(written.models)}
-    show([row], ["asked", "slides", "pairs", "rejections", "exports", "models"], as_json=as_json, empty="")
-
-
 def export(
     name: Annotated[str, typer.Argument(help="The export's name; its shards are NAME-000000.tar and so on.")],
     lake_uri: LakeOption = None,

@@ -1,4 +1,4 @@
-"""Commands with which curators look into a lake: `histolake lake show`, `history` and `diff`."""
+"""Commands with which curators look into a lake: `histolake lake show` and `histolake lake diff`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from histolake.platform.commands import (
     show,
 )
 
-__all__ = ["diff", "history", "show_slide"]
+__all__ = ["diff", "show_slide"]
 
 
 def diff(
@@ -50,44 +50,6 @@ def diff(
     typer.echo(f"version {before.version} -> {after.version}: {said}; {counted}", err=True)
 
 
-def history(lake_uri: LakeOption = None, where: WhereOption = None, as_json: JsonFlag = False) -> None:
-    """List the lake's versions and what each published, corrected, retired or refused.
-
-    `retired` counts the slides that a version took out or replaced. With --where only slides for which it is true are
-    counted; `histolake lake diff A B` names them.
-
-    Example: `histolake lake history --lake /data/lake`
-    """
-    from histolake.platform.lake.where import select
-
-    counts = ("published", "corrected", "retired", "refused")
-    changes: dict[int, dict[str, Any]] = {}
-
-    def at(version: int) -> dict[str, Any]:
-        return changes.setdefault(version, {"version": version, "when": None, **dict.fromkeys(counts, 0), "pairs": 0})
-
-    lake = open_lake(lake_uri)
-    rows = select(lake.catalog.slides(), where).to_pylist()
-    first: dict[str, int] = {}
-    for row in rows:
-        first[row["ingest_id"]] = min(row["published_in"], first.get(row["ingest_id"], row["published_in"]))
-    corrected = {
-        (row["ingest_id"], row["published_in"]) for row in rows if row["published_in"] > first[row["ingest_id"]]
-    }
-    for row in rows:
-        entry = at(row["published_in"])
-        entry["when"] = row["when"]
-        if (row["ingest_id"], row["published_in"]) in corrected:
-            entry["corrected"] += 1
-        else:
-            entry[row["status"]] += 1
-            entry["pairs"] += row["n_pairs"] or 0
-        if row["retired_in"] is not None and (row["ingest_id"], row["retired_in"]) not in corrected:
-            at(row["retired_in"])["retired"] += 1
-    listed = [changes[version] for version in sorted(changes)]
-    show(listed, ["version", "when", *counts, "pairs"], as_json=as_json, empty="No versions yet.")
-
-
 # What `lake show` tells, in groups. A column that is in none of them is told at the end.
 _GROUPS = {
     "identity": ("slide_id", "status", "cohort", "section", "source", "reader", "simulated", "accession", "licence"),
@@ -97,14 +59,8 @@ _GROUPS = {
     "spots": ("n_spots", "n_pairs", "n_rejections", "expression_unit"),
     "flags and likeness": ("flags", "look_alikes", "image_hash"),
     "versions": (
-        "first_published",
-        "published_in",
-        "retired_in",
-        "when",
-        "software",
-        "ingest_id",
-        "source_digest",
-        "settings_digest",
+        *("first_published", "published_in", "retired_in", "reverted_to", "when", "software"),
+        *("ingest_id", "source_digest", "settings_digest"),
     ),
 }
 _UNITS = {"_um": "um", "_px": "px"}

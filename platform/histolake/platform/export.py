@@ -19,8 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from histolake.platform.errors import UsageError
+from histolake.platform.errors import ConflictError, UsageError
 from histolake.platform.lake import Snapshot
+from histolake.platform.lake.removal import PLANNED
 from histolake.platform.storage import Location
 
 __all__ = ["ExportSpec", "Manifest", "export"]
@@ -90,26 +91,44 @@ def export(snapshot: Snapshot, spec: ExportSpec, to: Location) -> Manifest:
         raise UsageError(
             f"{to} holds another export (of lake version {found.get('lake_version')}); choose another name."
         )
+    if _inside(to, snapshot.lake.root) and to.parent().uri != snapshot.lake.root.join("exports").uri:
+        raise UsageError(f"{to} lies in the lake, where forgetting would not find it; leave --to out, or go elsewhere.")
     _clear(spec, to)
+    to.join(PLANNED).write_bytes(json.dumps(planned).encode())  # whose shards these are, for who forgets meanwhile
     with snapshot.reading(f"export {spec.name}"):
         simulated = dict(zip(planned["slide_ids"], slides["simulated"].to_pylist(), strict=True))
         shards, pairs, left_out = _write_shards(snapshot, spec, simulated, to)
-    manifest = Manifest(
-        **planned,
-        lake_version=snapshot.version,
-        pairs=pairs,
-        left_out=left_out,
-        shards=shards,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    place.write_bytes(json.dumps({k: v for k, v in asdict(manifest).items() if k != "reused"}, indent=1).encode())
+        manifest = Manifest(
+            **planned,
+            lake_version=snapshot.version,
+            pairs=pairs,
+            left_out=left_out,
+            shards=shards,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        place.write_bytes(json.dumps({k: v for k, v in asdict(manifest).items() if k != "reused"}, indent=1).encode())
+        to.join(PLANNED).delete()
+        _require_kept(snapshot, manifest, to)
     return manifest
+
+
+def _require_kept(snapshot: Snapshot, manifest: Manifest, to: Location) -> None:
+    """Remove an export of slides that were forgotten while it was written: who forgot them may not have seen it."""
+    known = set(snapshot.lake.catalog.slides(["ingest_id"])["ingest_id"].to_pylist())
+    if not known.issuperset(manifest.ingest_ids):
+        to.delete()
+        raise ConflictError(f"Slides were forgotten while they were exported; {to} was removed, export again.")
+
+
+def _inside(place: Location, root: Location) -> bool:
+    return place.uri == root.uri or place.uri.startswith(root.uri.rstrip("/") + "/")
 
 
 def _clear(spec: ExportSpec, to: Location) -> None:
     """Remove the shards of an export that did not finish; refuse a folder that holds anything else."""
     left = to.list()
-    strange = [place.name for place in left if not re.fullmatch(rf"{re.escape(spec.name)}-\d{{6}}\.tar", place.name)]
+    ours = re.compile(rf"{re.escape(spec.name)}-\d{{6}}\.tar|{re.escape(PLANNED)}")
+    strange = [place.name for place in left if not ours.fullmatch(place.name)]
     if strange:
         raise UsageError(f"{to} holds other files, such as {strange[0]}; name an empty folder.")
     for place in left:

@@ -108,8 +108,8 @@ CORRECTABLE = ("accession", "disease", "licence", "organ", "patient", "study", "
 
 SLIDES = _schema(
     "slides",
-    # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected, 2 first_published: null
-    # there
+    # 1 lacks scale_from, scales, image_hash, profile_sketch, look_alikes, given and corrected, 2 first_published and
+    # reverted_to: null there
     3,
     [
         pa.field("slide_id", pa.string()),
@@ -130,6 +130,7 @@ SLIDES = _schema(
         pa.field("corrected", pa.list_(pa.struct([pa.field("column", pa.string()), pa.field("said", pa.string())]))),
         # the version that first published the slide_id, whatever was ingested again or corrected since (see `placing`)
         pa.field("first_published", pa.int64()),
+        pa.field("reverted_to", pa.int64()),  # the version whose row this is again; null where it is new
     ],
 )
 

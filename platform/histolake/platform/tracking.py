@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,19 @@ from histolake.platform.errors import ModelError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["TrackingSettings", "connect", "ensure_experiment", "lineage", "models_that_saw", "tracking_uri"]
+__all__ = [
+    "TrackingSettings",
+    "Trained",
+    "connect",
+    "ensure_experiment",
+    "lineage",
+    "mark_forgotten",
+    "models_that_saw",
+    "tracking_uri",
+    "trained_on",
+]
 
 DEFAULT_URI = "sqlite:///histolake-mlflow.db"
 
@@ -27,6 +38,7 @@ DEFAULT_URI = "sqlite:///histolake-mlflow.db"
 TAG_LAKE_URI = "histolake.lake_uri"
 TAG_LAKE_VERSION = "histolake.lake_version"
 TAG_SPLIT = "histolake.split"
+TAG_FORGOTTEN = "histolake.forgotten"  # of a model version: how many of its slides were forgotten since, and when
 TAG_WHERE = "histolake.where"  # the filter over the catalogue, where there was one
 LINEAGE_FILE = "lineage.json"  # artifact of a run: slides with their sides, ingest_ids and sources
 
@@ -92,19 +104,57 @@ def models_that_saw(settings: TrackingSettings, lake_uri: str, slide_ids: Iterab
 
     Nothing is made where nothing is tracked. Needs no torch.
     """
+    return sorted(
+        f"{version.name}/{version.version} ({', '.join(sorted({slide['side'] for slide in slides}))})"
+        for version, slides in _that_saw(settings, lake_uri, frozenset(slide_ids))
+    )
+
+
+def mark_forgotten(settings: TrackingSettings, lake_uri: str, slide_ids: Iterable[str], when: str) -> None:
+    """Tag the registered versions that saw some of these slides with how many of them were forgotten, and when; the
+    tag names no slide."""
+    for version, slides in _that_saw(settings, lake_uri, frozenset(slide_ids)):
+        said = [text for text in (version.tags.get(TAG_FORGOTTEN), f"{len(slides)} on {when[:10]}") if text]
+        connect(settings).set_model_version_tag(version.name, version.version, TAG_FORGOTTEN, ", ".join(said))
+
+
+def _that_saw(
+    settings: TrackingSettings, lake_uri: str, slide_ids: frozenset[str]
+) -> Iterator[tuple[ModelVersion, list[dict[str, Any]]]]:
+    """Registered versions with the slides of their lineage that are among these."""
+    uri = tracking_uri(settings)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return
+    client = connect(settings)
+    for version in _all(client.search_model_versions):
+        if version.tags.get(TAG_LAKE_URI) == lake_uri and version.run_id:
+            slides = [slide for slide in read_lineage(client, version.run_id) if slide["slide_id"] in slide_ids]
+            if slides:
+                yield version, slides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A registered model version, and the lake version that it was trained on."""
+
+    name: str  # NAME/VERSION
+    lake_version: int
+
+
+def trained_on(settings: TrackingSettings, lake_uri: str) -> list[Trained]:
+    """The registered versions that were trained on a version of this lake, by name.
+
+    Nothing is made where nothing is tracked. Needs no torch.
+    """
     uri = tracking_uri(settings)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []
-    wanted = set(slide_ids)
-    client = connect(settings)
-    found = []
-    for version in _all(client.search_model_versions):
-        if version.tags.get(TAG_LAKE_URI) != lake_uri or not version.run_id:
-            continue
-        sides = sorted({slide["side"] for slide in read_lineage(client, version.run_id) if slide["slide_id"] in wanted})
-        if sides:
-            found.append(f"{version.name}/{version.version} ({', '.join(sides)})")
-    return sorted(found)
+    found = [
+        Trained(name=f"{version.name}/{version.version}", lake_version=int(version.tags[TAG_LAKE_VERSION]))
+        for version in _all(connect(settings).search_model_versions)
+        if version.tags.get(TAG_LAKE_URI) == lake_uri and version.tags.get(TAG_LAKE_VERSION, "").isdigit()
+    ]
+    return sorted(found, key=lambda trained: trained.name)
 
 
 def read_lineage(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:

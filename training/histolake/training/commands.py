@@ -110,7 +110,7 @@ def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonF
     """List registered models: each version, its aliases, recipe, lake version and validation figures.
 
     validation_mark says what the figures must not be mistaken for: "same patient" where the validation side shares a
-    patient with training.
+    patient with training. forgotten says how many slides that a version saw were forgotten since, and when.
 
     Example: `histolake models --json`
     """
@@ -120,6 +120,7 @@ def list_all(ctx: typer.Context, tracking: TrackingOption = None, as_json: JsonF
 
     rows = list_models(_tracking(tracking))
     columns = ["name", "version", "aliases", "recipe", "lake_version", "validation_recall_at_10pct", "validation_mark"]
+    columns += ["forgotten"]
     shown = rows if as_json else [_rounded(dict.fromkeys(columns) | row) for row in rows]
     show(shown, columns, as_json=as_json, empty="No models are registered; `histolake train` makes one.")
 
@@ -130,15 +131,23 @@ def show_lineage(
     tracking: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Trace a model to the lake version and the slides of each side, with their sources.
+    """Trace a model to the lake version and the slides of each side, with their sources and what became of them.
 
     Example: `histolake models lineage omiclip@champion`
     """
+    from histolake.platform.lake.whereabouts import became
     from histolake.training.registry import lineage
 
     rows = lineage(model, _tracking(tracking))
-    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source"]
+    since = became(rows[0]["lake_uri"], rows[0]["lake_version"]) if rows else str
+    rows = [{**row, "now": since(row["ingest_id"])} for row in rows]
+    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source", "now"]
     show(rows, columns, as_json=as_json, empty="The model's run names no slides.")
+    forgotten = sum(row["now"] == "forgotten" for row in rows)
+    if forgotten:
+        typer.echo(f"{forgotten} of {len(rows)} slides that {rows[0]['model']} saw were forgotten since.", err=True)
+    elif rows and rows[0]["now"] is None:
+        typer.echo(f"{rows[0]['lake_uri']} cannot be opened here, so what became of them is not known.", err=True)
 
 
 @models.command("promote")
@@ -182,8 +191,8 @@ def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
 
 def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
     from histolake.platform.errors import UsageError
-    from histolake.platform.split_commands import read_split
     from histolake.platform.splits import Split
+    from histolake.platform.splits.commands import read_split
 
     if file is not None:
         if train is not None:

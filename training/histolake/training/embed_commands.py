@@ -27,7 +27,8 @@ def embed(
     version: VersionOption = None,
     where: WhereOption = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Workers; one a GPU, else one a CPU slot. 0: this process, without Ray.")
+        int | None,
+        typer.Option(min=0, help="Workers; one a GPU, else at most one a CPU slot. 0: this process, no Ray."),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pairs a forward pass; 256 on a GPU, 32 on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from histolake.platform.errors import LakeError
 from histolake.platform.lake import Fragment, Lake, Snapshot
 from histolake.platform.lake.claims import claimed, let_go, take
-from histolake.platform.lake.embeddings import About, EmbeddingTable, writing
+from histolake.platform.lake.embedding_table import About, EmbeddingTable
+from histolake.platform.lake.embeddings import writing
 from histolake.training.embed_pool import Crew, Pool, in_process, on_ray
 from histolake.training.embed_worker import EmbedPlan, Work, Written
 from histolake.training.models.files import model_digest, read_card
@@ -230,10 +232,14 @@ class _Run:
             return
         parts = [slide.written[number] for number in range(slide.works)]
         problem = next((part.problem for part in parts if part.problem is not None), None)
+        if problem is None:
+            try:
+                self._lake.keeper.ensure(slide.claim)  # that this process was not taken for dead while it slept
+                self._append(written.ingest_id, parts)
+            except LakeError as error:
+                problem = str(error)
         if problem is not None:
             self.problems[written.ingest_id] = f"{slide.slide_id}: {problem}"
-        else:
-            self._append(written.ingest_id, parts)
         del self._under_way[written.ingest_id]
         let_go(self._lake.keeper, slide.claim)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from histolake.platform.errors import ModelError
 from histolake.platform.tracking import (
+    TAG_FORGOTTEN,
     TAG_LAKE_URI,
     TAG_LAKE_VERSION,
     TAG_SPLIT,
@@ -148,6 +149,7 @@ def _row(client: MlflowClient, version: Any, aliases: list[str]) -> dict[str, An
         "where": version.tags.get(TAG_WHERE),
         "validation_mark": version.tags.get(TAG_VALIDATION_MARK, ""),
         "simulated": version.tags.get(TAG_SIMULATED) == "true",
+        "forgotten": version.tags.get(TAG_FORGOTTEN),
         "run_id": version.run_id,
     }
     return row | {key: value for key, value in sorted(metrics.items()) if key.startswith(FIGURE_PREFIX)}

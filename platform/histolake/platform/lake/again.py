@@ -19,15 +19,15 @@ READ_TRIES = 6
 T = TypeVar("T")
 
 
-def again(read: Callable[[], T], tries: int = READ_TRIES) -> T:
+def again(read: Callable[[], T], failures: tuple[type[Exception], ...] = FAILURES) -> T:
     """What `read` gives; it is called anew where it fails, the last time without a net. A table that is not there is
     not looked for again."""
-    for attempt in range(tries - 1):
+    for attempt in range(READ_TRIES - 1):
         try:
             return read()
         except TableNotFoundError:
             raise
-        except FAILURES:
+        except failures:
             pause(2**attempt)
     return read()
 

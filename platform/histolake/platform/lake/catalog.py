@@ -416,7 +416,7 @@ class Catalog:
                     + _within(rows["published_in"].to_pylist()),
                     source_alias="new",
                     target_alias="old",
-                    commit_properties=_ONCE,
+                    commit_properties=_once({"did": "amended"}),
                 )
                 merge.when_matched_update(changed).execute()
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +26,8 @@ def take(root: Location, keeper: LeaseKeeper, kind: str, what: str) -> str | Non
     claim_id = f"{kind}-{what}"
     if claim_id in keeper.held:
         return None
-    claim = Lease(lease_id=claim_id, kind=kind, purpose=f"{kind} {what}", started_s=now, renewed_s=now)
+    purpose = f"{kind} {what} ({uuid.uuid4().hex})"  # the file is like no other's: by it a store's answer is known
+    claim = Lease(lease_id=claim_id, kind=kind, purpose=purpose, started_s=now, renewed_s=now)
     if claim.location(root).create(json.dumps(asdict(claim)).encode()):
         keeper.hold(claim)
         return claim_id

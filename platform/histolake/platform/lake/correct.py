@@ -19,7 +19,7 @@ from histolake.platform.schemas import CORRECTABLE, PROVENANCE
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot
 
-__all__ = ["Change", "carry", "correct_rows", "corrections"]
+__all__ = ["Change", "born", "carry", "correct_rows", "corrections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def correct_rows(version: int, live: Mapping[str, Sequence[dict[str, Any]]], cha
             new = _corrected(row, {c.column: c.new for c in mine})
             if any(new[c.column] != row[c.column] for c in mine):
                 retired = {key: row[key] for key in ("ingest_id", "published_in", "slide_id")}
-                made += [{**retired, "retired_in": version}, {**new, "published_in": version}]
+                made += [{**retired, "retired_in": version}, {**new, "published_in": version, "reverted_to": None}]
     return made
 
 
@@ -92,11 +92,11 @@ def _corrected(row: Mapping[str, Any], values: Mapping[str, str | None]) -> dict
     said = {entry["column"]: entry["said"] for entry in row["corrected"] or []}
     for column in values:
         said.setdefault(column, row[column])
-    new = {**row, **values, "first_published": _born(row)}
+    new = {**row, **values, "first_published": born(row)}
     return {**new, "corrected": _entries(new, said)}
 
 
-def _born(row: Mapping[str, Any]) -> int | None:
+def born(row: Mapping[str, Any]) -> int | None:
     """The version that first published a row's slide; rows of older lakes know only their own."""
     if row["status"] != "published":
         return None
@@ -116,6 +116,6 @@ def carry(new: dict[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, A
     said = {entry["column"]: entry["said"] for entry in (before and before["corrected"]) or []}
     assert before is not None or not said
     kept = {c: before[c] for c, value in said.items() if before and new.get(c) in (None, value, before[c])}
-    ages = [born for row in (*live, new) if (born := _born(row)) is not None]
+    ages = [age for row in (*live, new) if (age := born(row)) is not None]
     carried = {**new, **kept, "first_published": min(ages, default=None) if new["status"] == "published" else None}
     return {**carried, "corrected": _entries(carried, {c: said[c] for c in kept})}

@@ -14,7 +14,7 @@ Kind = Literal["added", "replaced", "corrected", "retired", "refused"]
 
 # What is new in every row, and what stands in a difference by itself.
 _PASSED_OVER = {"slide_id", "ingest_id", "published_in", "retired_in", "status", "when", "software"}
-_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected", "first_published", "profile_sketch"}
+_PASSED_OVER |= {"n_pairs", "fragments", "given", "corrected", "first_published", "profile_sketch", "reverted_to"}
 SHOWN = 60  # characters of a value
 SHOWN_OF_DIGEST = 8
 
@@ -86,7 +86,7 @@ def _kind(before: dict[str, Any] | None, after: dict[str, Any] | None, status: s
         return "retired"
     if before["ingest_id"] != after["ingest_id"]:
         return "replaced"
-    return "corrected" if before["published_in"] != after["published_in"] else None
+    return "corrected" if _changed(before, after) else None  # not a row that a revert inserted again as it was
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:

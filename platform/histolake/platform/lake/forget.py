@@ -1,38 +1,46 @@
-"""Forgetting: a slide or a patient is removed from every table and file of the lake, in every version.
+"""Forgetting: a slide, a patient or a study is removed from every table and file of the lake, in every version.
 
-Rows go by `ingest_id`, which is random, because the predicates of a deletion stay in the tables' logs. Afterwards
-version v reads as v without them. The receipt, which does name them, is written outside the lake.
+Rows go by `ingest_id`, which is random, because the predicates of a deletion stay in the tables' logs. Before anything
+goes, the ids are written into the entry that the lake keeps of a forgetting (see `lake.forgotten`), and they leave it
+when all is gone: a process that dies at any step leaves what the next `forget` needs to finish (`finish`). Afterwards
+version v reads as v without the slides, and says how many are missing.
+
+Other slides may name one as their look-alike; they lose that name. A source that was refused for looking like one may
+come in now, so that its refusal goes too. The ids of genes stay, also of genes that only these slides had: they say
+what can be measured, not of whom.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from histolake.platform.cache import drop
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, write
 from histolake.platform.lake.leases import Lease, read_leases
+from histolake.platform.lake.removal import Removal, survey
+from histolake.platform.lake.versions import floor_of, notes_naming, tags_of
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
-from histolake.platform.storage import CLOCK_SLACK_S, Location
+from histolake.platform.storage import Location
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Receipt", "forget", "ingests_of"]
+__all__ = ["Receipt", "find_patient", "finish", "forget", "ingests_of", "plan_forget"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
     """What was forgotten. `models` are registered models that saw it: they are not changed by forgetting."""
 
+    state: str  # "planned" | "begun" | "done"
     lake: str
     when: str
     asked: str
@@ -45,110 +53,271 @@ class Receipt:
     images: int  # overviews and pyramids
     embeddings: int  # rows, over all models
     bytes: int  # of pairs, exports and images
+    tables: list[dict[str, Any]]  # what lay where: table, rows, files, bytes
     models: list[str]
+    versions: list[str]  # that had them, such as "3 to 7"
+    tags: list[str]  # that name one of these versions, with its number
+    notes: list[str]  # tags whose note named them: the note is gone
+    look_alikes: list[str]  # other slides that named them
     version_before: int
     version_after: int
     live_writers: int  # whose unfinished files, if they hold the same slide, only a later vacuum removes
 
+    def create(self, place: Location) -> None:
+        """Write it as JSON where nothing is yet; raises `UsageError` where something is."""
+        if not place.create(self._text().encode()):
+            raise UsageError(f"{place} is there already; name another file for the receipt, or move it away.")
+
     def write(self, place: Location) -> None:
-        """Write the receipt as JSON."""
-        place.write_bytes(json.dumps(asdict(self), indent=1).encode())
+        """Write it as JSON, in place of what is there."""
+        place.write_bytes(self._text().encode())
+
+    def _text(self) -> str:
+        return json.dumps(asdict(self), indent=1)
 
 
-def ingests_of(lake: Lake, *, slide_id: str | None = None, patient: tuple[str, str] | None = None) -> pa.Table:
-    """The catalogue's rows, of all versions, of a slide or of a patient (study, patient).
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What is to be forgotten, and all that is known of it."""
+
+    asked: str
+    slides: tuple[str, ...]
+    names: frozenset[str]  # slide_ids and patients, as notes may name them
+    rows: tuple[dict[str, Any], ...]  # of `catalog/slides`, all versions
+    naming: tuple[dict[str, Any], ...]  # rows of other slides that name one of these as a look-alike
+    dead: tuple[Lease, ...]
+    live_writers: int
+
+    @property
+    def ingest_ids(self) -> frozenset[str]:
+        """What goes: their ingests, dead attempts at them, and refusals that name them."""
+        refused = (row["ingest_id"] for row in self.naming if row["status"] == "refused")
+        return frozenset({row["ingest_id"] for row in self.rows} | {lease.lease_id for lease in self.dead} | {*refused})
+
+
+def find_patient(lake: Lake, text: str) -> tuple[str | None, str]:
+    """(study, patient) of `STUDY/PATIENT`, or of a bare patient that one study has.
+
+    Raises `UsageError` where several have it, `SlideNotFoundError` where none has.
+    """
+    rows = lake.catalog.slides(["study", "patient", "corrected"]).to_pylist()
+    known = {(study, patient) for row in rows for study, patient in _names(row) if patient}
+    exact = {(study, patient) for study, patient in known if f"{study or ''}/{patient}" == text}
+    found = sorted(exact or {(study, patient) for study, patient in known if patient == text}, key=str)
+    if not found:
+        raise SlideNotFoundError(
+            f"{lake.uri} has no patient {text} in any version; `histolake lake slides --all` lists all."
+        )
+    if len(found) > 1:
+        several = ", ".join(f"{study or ''}/{patient}" for study, patient in found)
+        raise UsageError(f"--patient {text} may be {several}; name one of them: a patient is of one study.")
+    return found[0]
+
+
+def ingests_of(
+    lake: Lake,
+    *,
+    slide_id: str | None = None,
+    patient: tuple[str | None, str] | None = None,
+    study: str | None = None,
+) -> pa.Table:
+    """The catalogue's rows, of all versions, of a slide, of a patient (study, patient) or of a study.
 
     Raises `SlideNotFoundError` where there is none.
     """
     rows = lake.catalog.slides()
     if slide_id is not None:
         found, asked = rows.filter(pc.equal(rows["slide_id"], slide_id)), f"slide {slide_id}"
-    elif patient is not None:
+    elif patient is not None or study is not None:
         # Before or after a correction: a row also remembers what its source said.
-        mine = [patient in _names(row) for row in rows.select(["study", "patient", "corrected"]).to_pylist()]
-        found, asked = rows.filter(pa.array(mine, pa.bool_())), f"patient {'/'.join(patient)}"
+        names = map(_names, rows.select(["study", "patient", "corrected"]).to_pylist())
+        if patient is not None:
+            mine, asked = [patient in known for known in names], f"patient {_slashed(patient)}"
+        else:
+            mine, asked = [study in {name for name, _ in known} for known in names], f"study {study}"
+        found = rows.filter(pa.array(mine, pa.bool_()))
     else:
-        raise UsageError("Say what to forget: a slide or a patient.")
+        raise UsageError("Say what to forget: a slide, a patient or a study.")
     if found.num_rows == 0:
         raise SlideNotFoundError(f"{lake.uri} has no {asked} in any version; `histolake lake slides --all` lists all.")
     return found
 
 
-def _names(row: dict[str, Any]) -> set[tuple[str | None, str | None]]:
+def _slashed(patient: tuple[str | None, str]) -> str:
+    return f"{patient[0] or ''}/{patient[1]}"
+
+
+def _names(row: Mapping[str, Any]) -> set[tuple[str | None, str | None]]:
     """(study, patient) of a row as it is, and as its source says."""
-    said = row | {entry["column"]: entry["said"] for entry in row["corrected"] or []}
+    said = {**row, **{entry["column"]: entry["said"] for entry in row["corrected"] or []}}
     return {(row["study"], row["patient"]), (said["study"], said["patient"])}
+
+
+def plan_forget(
+    lake: Lake,
+    *,
+    slide_id: str | None = None,
+    patient: tuple[str | None, str] | None = None,
+    study: str | None = None,
+    models: Sequence[str] = (),
+) -> Receipt:
+    """What forgetting would remove; nothing is done. Raises `SlideNotFoundError`."""
+    chosen = _choose(lake, slide_id, patient, study)
+    return _receipt(lake, chosen, survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead), models)
 
 
 def forget(
     lake: Lake,
     *,
     slide_id: str | None = None,
-    patient: tuple[str, str] | None = None,
-    models: list[str] | None = None,
+    patient: tuple[str | None, str] | None = None,
+    study: str | None = None,
+    models: Sequence[str] = (),
 ) -> Receipt:
-    """Remove a slide or a patient from every table and every version, for good.
+    """Remove a slide, a patient or a study from every table and every version, for good.
 
-    `models` names the registered models that saw them, for the receipt. Safe to repeat after a crash.
+    `models` names the registered models that saw them, for the receipt. Safe to repeat after a crash at any step.
     """
     require_conditional_put(lake.root)
-    rows = ingests_of(lake, slide_id=slide_id, patient=patient)
-    slides = sorted(set(rows["slide_id"].to_pylist()))
-    # A slide's earlier attempts are found by its name too: before a correction it may have had another patient.
-    everything = lake.catalog.slides(["slide_id", "ingest_id", "n_pairs", "fragments", "image"])
-    mine = everything.filter(pc.is_in(everything["slide_id"], pa.array(slides)))
-    ingest_ids = set(mine["ingest_id"].to_pylist())
+    finish(lake)
+    chosen = _choose(lake, slide_id, patient, study)
+    removal = survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead)
+    receipt = _receipt(lake, chosen, removal, models)
+    for name in receipt.notes:
+        lake.root.join("tags", f"{name}.json").delete()
+    key = _begin(lake, chosen) if chosen.ingest_ids else None
+    _unlike(lake, set(chosen.slides))
+    freed = removal.run(lake)
+    after = lake.version if key is None else _end(lake, key)
+    return replace(receipt, state="done", bytes=freed, version_after=after)
 
-    twins = _unlike(lake, set(slides))
+
+def finish(lake: Lake) -> int:
+    """Finish the forgettings whose process died; returns how many there were."""
+    pending = [entry for entry in forgotten_of(lake.catalog.properties()) if entry.pending]
+    for entry in pending:
+        # Where the rows are gone that know the slides by name, no other row names them any more. A slide of which some
+        # ingests stay is another, of which a refusal went.
+        rows = lake.catalog.slides(["slide_id", "ingest_id"]).to_pylist()
+        kept = {row["slide_id"] for row in rows if row["ingest_id"] not in entry.pending}
+        slides = {row["slide_id"] for row in rows} - kept
+        _unlike(lake, slides)
+        survey(lake, entry.pending, slides).run(lake)
+        _end(lake, entry.key)
+    return len(pending)
+
+
+def _choose(lake: Lake, slide_id: str | None, patient: tuple[str | None, str] | None, study: str | None) -> _Chosen:
+    everything = lake.catalog.slides().drop_columns(["profile_sketch", "scales", "given"]).to_pylist()
+    try:
+        found = ingests_of(lake, slide_id=slide_id, patient=patient, study=study).to_pylist()
+        slides = {row["slide_id"] for row in found}
+    except SlideNotFoundError:
+        # It may still be named as a look-alike, by a slide that came in while it was forgotten.
+        if not any(slide_id in (row["look_alikes"] or ()) for row in everything):
+            raise
+        found, slides = [], {str(slide_id)}
+    # A slide's earlier attempts are found by its name too: before a correction it may have had another patient.
+    mine = [row for row in everything if row["slide_id"] in slides]
+    naming = [row for row in everything if row["slide_id"] not in slides and slides & {*(row["look_alikes"] or ())}]
     leases = [lease for lease in read_leases(lake.root) if lease.slide_id in slides or _resembles(lease, slides)]
     dead = [lease for lease in leases if not lease.is_live()]
-    ingest_ids |= {lease.lease_id for lease in dead}
-
-    before = lake.version
-    exports, freed = _drop_exports(lake, ingest_ids)
-    fragments: dict[str, list[int]] = {}
-    for row in mine.to_pylist():
-        fragments.setdefault(row["ingest_id"], []).extend(part["id"] for part in row["fragments"] or [])
-    for owner, ids in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - _named_fragments(everything))).items():
-        if owner in ingest_ids:
-            fragments.setdefault(owner, []).extend(ids)
-    images, freed_images = _drop_images(lake, ingest_ids)
-    # An image that lay inside another file has a copy in this machine's cache; other machines' copies age.
-    freed_images += sum(drop(uri) for uri in set(mine["image"].to_pylist()) if uri)
-    embeddings = lake.embeddings.drop(ingest_ids)
-    # The catalogue goes last, so that a repeat after a crash still finds what to forget.
-    lake.pairs.drop({owner: ids for owner, ids in fragments.items() if ids})
-    rejections = lake.catalog.delete("rejections", sorted(ingest_ids | twins)) - len(twins)
-    catalog_rows = lake.catalog.delete("slides", sorted(ingest_ids | twins)) - len(twins)
-    for lease in dead:
-        lease.remove(lake.root)
-    freed += freed_images + _clean(lake)
-    return Receipt(
-        lake=lake.uri,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        asked=f"slide {slide_id}" if slide_id else f"patient {'/'.join(patient or ())}",
-        slides=slides,
-        ingest_ids=sorted(ingest_ids),
-        pairs=sum(n or 0 for n in _pairs_by_ingest(mine).values()),
-        rejections=rejections,
-        catalog_rows=catalog_rows,
-        exports=exports,
-        images=images,
-        embeddings=embeddings,
-        bytes=freed,
-        models=models or [],
-        version_before=before,
-        version_after=lake.version,
+    asked = f"slide {slide_id}" if slide_id else f"patient {_slashed(patient)}" if patient else f"study {study}"
+    patients = {name for row in mine for _, name in _names(row) if name}
+    return _Chosen(
+        asked=asked,
+        slides=tuple(sorted(slides)),
+        names=frozenset(slides | patients),
+        rows=tuple(mine),
+        naming=tuple(naming),
+        dead=tuple(dead),
         live_writers=len(leases) - len(dead),
     )
 
 
-def _unlike(lake: Lake, slides: set[str]) -> set[str]:
-    """Take slides out of the look-alikes of the others. Returns the ingests that were refused for being one of them:
-    their reason names it, and they may come in now."""
+def _resembles(lease: Lease, slides: set[str]) -> bool:
+    """Whether an attempt at another slide names one of these as its look-alike."""
+    record = (lease.plan or {}).get("record", {})
+    return not slides.isdisjoint(record.get("look_alikes") or ())
+
+
+def _receipt(lake: Lake, chosen: _Chosen, removal: Removal, models: Sequence[str]) -> Receipt:
+    table = lake.catalog.table("slides")
+    properties, newest = lake.catalog.properties(table), table.version()
+    floor = floor_of(properties)
+    spans = [
+        (max(row["published_in"], floor), newest if row["retired_in"] is None else row["retired_in"] - 1)
+        for row in chosen.rows
+        if row["status"] == "published"
+    ]
+    held = {entry.table: entry for entry in removal.held}
+    refused = sum(row["n_rejections"] or 0 for row in chosen.naming if row["status"] == "refused")
+    return Receipt(
+        state="planned",
+        lake=lake.uri,
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        asked=chosen.asked,
+        slides=list(chosen.slides),
+        ingest_ids=sorted(chosen.ingest_ids),
+        pairs=sum({row["ingest_id"]: row["n_pairs"] or 0 for row in chosen.rows}.values()),
+        rejections=held["catalog/rejections"].rows - refused,
+        catalog_rows=len(chosen.rows),
+        exports=[folder.name for folder in removal.exports],
+        images=held["images"].files,
+        embeddings=sum(entry.rows for entry in removal.held if entry.table.startswith("embeddings/")),
+        bytes=sum(entry.bytes for entry in removal.held),
+        tables=[asdict(entry) for entry in removal.held if entry.rows or entry.files],
+        models=list(models),
+        versions=[str(a) if a == b else f"{a} to {b}" for a, b in _joined(spans)],
+        tags=[
+            f"{tag.name} ({tag.version})"
+            for tag in tags_of(properties).values()
+            if any(first <= tag.version <= last for first, last in spans)
+        ],
+        notes=notes_naming(lake, chosen.names),
+        look_alikes=sorted({row["slide_id"] for row in chosen.naming}),
+        version_before=newest,
+        version_after=newest,
+        live_writers=chosen.live_writers,
+    )
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs of versions that touch, as one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(span for span in spans if span[0] <= span[1]):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _begin(lake: Lake, chosen: _Chosen) -> str:
+    """Write down what must go, before anything does; returns the entry's key."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    key: list[str] = []
+
+    def change(newest: int, properties: dict[str, str]) -> dict[str, str]:
+        entries, key[:] = begin(forgotten_of(properties), chosen.rows, chosen.ingest_ids, when)
+        return write(entries)
+
+    lake.catalog.change_properties(change, {"did": "forgotten"})
+    return key[0]
+
+
+def _end(lake: Lake, key: str) -> int:
+    """Note that all of it is gone; returns the lake version in which that is known."""
+
+    def change(newest: int, properties: dict[str, str]) -> dict[str, str]:
+        return write(finish_entry(forgotten_of(properties), key, newest))
+
+    return lake.catalog.change_properties(change, {"did": "forgotten"})
+
+
+def _unlike(lake: Lake, slides: set[str]) -> None:
+    """Take slides out of the look-alikes of others that are published."""
     columns = ["slide_id", "ingest_id", "published_in", "status", "look_alikes", "flags"]
-    rows = lake.catalog.slides(columns).to_pylist()
-    naming = [row for row in rows if row["slide_id"] not in slides and slides.intersection(row["look_alikes"] or ())]
     changed = [
         {
             "ingest_id": row["ingest_id"],
@@ -156,58 +325,9 @@ def _unlike(lake: Lake, slides: set[str]) -> set[str]:
             "look_alikes": (left := [other for other in row["look_alikes"] if other not in slides]),
             "flags": [flag for flag in row["flags"] or [] if left or flag != LOOK_ALIKE],
         }
-        for row in naming
-        if row["status"] == "published"
+        for row in lake.catalog.slides(columns).to_pylist()
+        if row["status"] == "published" and row["slide_id"] not in slides and slides & {*(row["look_alikes"] or ())}
     ]
     if changed:
         fields = [SLIDES.field(name) for name in ("ingest_id", "published_in", "look_alikes", "flags")]
         lake.catalog.amend(pa.Table.from_pylist(changed, schema=pa.schema(fields)))
-    return {row["ingest_id"] for row in naming if row["status"] == "refused"}
-
-
-def _resembles(lease: Lease, slides: Sequence[str]) -> bool:
-    """Whether an attempt at another slide names one of these as its look-alike."""
-    record = (lease.plan or {}).get("record", {})
-    return not set(slides).isdisjoint(record.get("look_alikes") or ())
-
-
-def _pairs_by_ingest(rows: pa.Table) -> dict[str, int]:
-    return {row["ingest_id"]: row["n_pairs"] for row in rows.select(["ingest_id", "n_pairs"]).to_pylist()}
-
-
-def _named_fragments(rows: pa.Table) -> set[int]:
-    return {part["id"] for parts in rows["fragments"].to_pylist() for part in parts or []}
-
-
-def _clean(lake: Lake) -> int:
-    """Remove the files that still hold what was deleted; returns the bytes of pairs freed."""
-    started_s = time.time()
-    live = [lease for lease in read_leases(lake.root) if lease.is_live()]
-    cutoff_s = min(lease.started_s for lease in live) - CLOCK_SLACK_S if live else started_s
-    for name in ("slides", "rejections"):
-        lake.catalog.clean(name, cutoff_s)
-    return lake.pairs.clean(cutoff_s)
-
-
-def _drop_images(lake: Lake, ingest_ids: set[str]) -> tuple[int, int]:
-    """Remove the images of these ingests, and of attempts that nothing names: they may be of the same slides. Images
-    are listed before leases and catalogue are read, so that what belongs to a writer is known to."""
-    files = lake.images.files()
-    held = {lease.lease_id for lease in read_leases(lake.root)}
-    named = set(lake.catalog.slides(["ingest_id"])["ingest_id"].to_pylist())
-    gone = [
-        file for owner, found in files.items() if owner in ingest_ids or owner not in held | named for file in found
-    ]
-    return len(gone), lake.images.drop(gone)
-
-
-def _drop_exports(lake: Lake, ingest_ids: set[str]) -> tuple[list[str], int]:
-    """Remove the exports below the lake that hold any of these ingests, whole."""
-    dropped, freed = [], 0
-    for folder in lake.root.join("exports").list():
-        manifest: dict[str, Any] = json.loads(folder.join("manifest.json").read_bytes())
-        if ingest_ids.intersection(manifest["ingest_ids"]):
-            freed += sum(entry.size_bytes for entry in folder.entries())
-            folder.delete()
-            dropped.append(folder.name)
-    return dropped, freed

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["Forgotten", "begin", "finish", "forgotten_of", "lost", "notice", "write"]
+__all__ = ["Forgotten", "begin", "finish_entry", "forgotten_of", "lost", "notice", "outlived", "write"]
 
 FORGOTTEN = "histolake.forgotten"  # JSON: a list of `Forgotten`
 
@@ -59,11 +59,11 @@ def write(entries: Iterable[Forgotten]) -> dict[str, str]:
 
 def begin(
     entries: Sequence[Forgotten], rows: Iterable[Mapping[str, Any]], ingest_ids: Collection[str], when: str
-) -> list[Forgotten]:
-    """The entries with one more, of these rows of `catalog/slides`; the same where it was begun before."""
+) -> tuple[list[Forgotten], list[str]]:
+    """The entries with one more, of these rows of `catalog/slides`, and its key; the same where it was begun before."""
     key = hashlib.sha256(" ".join(sorted(ingest_ids)).encode()).hexdigest()[:16]
     if any(entry.key == key for entry in entries):
-        return list(entries)
+        return list(entries), [key]
     published = [row for row in rows if row["status"] == "published"]
     counted = Counter((row["published_in"], row["retired_in"]) for row in published)
     mine = Forgotten(
@@ -73,10 +73,10 @@ def begin(
         spans=tuple((first, end, n) for (first, end), n in sorted(counted.items(), key=str)),
         pending=tuple(sorted(ingest_ids)),
     )
-    return [*entries, mine]
+    return [*entries, mine], [key]
 
 
-def finish(entries: Sequence[Forgotten], key: str, version: int) -> list[Forgotten]:
+def finish_entry(entries: Sequence[Forgotten], key: str, version: int) -> list[Forgotten]:
     """The entries with one done: its ids are gone, and what was live was so until `version`."""
     return [
         replace(entry, pending=(), spans=tuple((first, end or version, n) for first, end, n in entry.spans))
@@ -84,6 +84,11 @@ def finish(entries: Sequence[Forgotten], key: str, version: int) -> list[Forgott
         else entry
         for entry in entries
     ]
+
+
+def outlived(entries: Iterable[Forgotten], floor: int) -> list[Forgotten]:
+    """The entries that still say something of a version from the floor on."""
+    return [entry for entry in entries if entry.pending or any(end is None or end > floor for _, end, _ in entry.spans)]
 
 
 def lost(entries: Iterable[Forgotten], version: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ class Lake:
     """A data lake of spot-image/gene pairs at one URI. Open it with `Lake.open`."""
 
     def __init__(self, root: Location) -> None:
+        os.environ.setdefault("LANCE_LOG", "error")  # read when lance is imported; its warnings are for its authors
         self.root = root
         self.catalog = Catalog(root)
         self.pairs = PairsTable(root.join("pairs.lance"))

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import UsageError
-from histolake.platform.lake.vector_index import INDEX_ROWS, index_state
+from histolake.platform.lake.embedding_table import SIDES, EmbeddingTable, Part
+from histolake.platform.lake.vector_index import INDEX_ROWS
 
 if TYPE_CHECKING:
-    from histolake.platform.lake.embeddings import EmbeddingTable, Part
     from histolake.platform.lake.snapshot import Snapshot
 
 __all__ = ["ANSWER", "nearest"]
@@ -57,26 +57,24 @@ def nearest(
     the snapshot are, and of its slides for which `where` is true. Fewer than k rows come back where there are fewer.
     With `exact` all vectors are compared. Raises `UsageError`.
     """
-    from histolake.platform.lake.embeddings import SIDES
-
     if side not in SIDES:
         raise UsageError(f"There is no side {side!r}; it is {' or '.join(SIDES)}.")
-    dataset = table.dataset()
+    view = table.view()
+    dataset = view.dataset
     query_QD = _queries(vectors_QD, dataset.schema.field(side).type.list_size)
     if k < 1:
         raise UsageError(f"{k} nearest were asked for; ask for at least 1.")
     wanted = set(snapshot.slides(where=where)["ingest_id"].to_pylist())
-    every = table.parts(dataset)
-    chosen = [part for part in every if part.ingest_id in wanted]
+    chosen = [part for part in view.parts if part.ingest_id in wanted]
     rows = sum(part.rows for part in chosen)
-    state = None if exact or rows < INDEX_ROWS else index_state(dataset, side)
+    state = None if exact or rows < INDEX_ROWS else view.index(side)
     if state is None:
         offsets, scores = _all(dataset, side, query_QD, k, chosen)
         return _answer(dataset, offsets, scores)
-    share = rows / sum(part.rows for part in every)
+    share = rows / sum(part.rows for part in view.parts)
     probes = min(state.cells, math.ceil(PROBED / share))
     refine = REFINE if state.kind == "IVF_PQ" else None
-    allowed = None if len(chosen) == len(every) else _whole_fragments(chosen)
+    allowed = None if len(chosen) == len(view.parts) else _whole_fragments(chosen)
     return _by_index(dataset, side, query_QD, k, probes=probes, refine=refine, allowed=allowed)
 
 

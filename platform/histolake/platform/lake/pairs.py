@@ -239,9 +239,10 @@ class PairsTable:
 
     def _owner(self, part: Any) -> str:
         """The ingest_id of a fragment; "" where its file is gone, which then belongs to nobody."""
+        failures = (OSError, pa.ArrowInvalid)  # a scan of Lance's tells a missing file as the latter
         try:
-            first = again(lambda: part.to_table(columns=["ingest_id"], limit=1))
-        except OSError:
+            first = again(lambda: part.to_table(columns=["ingest_id"], limit=1), failures)
+        except failures:
             if all(self.location.join("data", file.path).exists() for file in part.data_files()):
                 raise
             return ""

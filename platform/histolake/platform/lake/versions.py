@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from histolake.platform.storage import Location
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Tag", "floor_of", "remove_tag", "resolve", "set_tag", "tags", "tags_of"]
+__all__ = ["Tag", "floor_of", "notes_naming", "remove_tag", "resolve", "set_tag", "tags", "tags_of"]
 
 TAGS = "histolake.tags"  # JSON: name -> {"version", "when"}
 FLOOR = "histolake.expired_before"  # versions below it cannot be read again
@@ -110,6 +110,8 @@ def set_tag(lake: Lake, name: str, version: int | str | None = None, *, note: st
     lake.catalog.change_properties(change, {"did": "tagged", "name": name})
     if note:
         _note(lake, name).write_bytes(json.dumps({"note": note}).encode())
+    elif chosen[0].when == set_at:
+        _note(lake, name).delete()  # it was said of another version
     return Tag(name=name, version=chosen[0].version, when=chosen[0].when, note=_read_note(_note(lake, name)))
 
 
@@ -129,6 +131,13 @@ def remove_tag(lake: Lake, name: str) -> Tag:
     lake.catalog.change_properties(change, {"did": "untagged", "name": name})
     _note(lake, name).delete()
     return removed[0]
+
+
+def notes_naming(lake: Lake, names: Iterable[str]) -> list[str]:
+    """The tags whose note names one of these, as a word by itself."""
+    wanted = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names)) or r"(?!)")
+    files = [place for place in lake.root.join("tags").list() if place.suffix == ".json"]
+    return [place.name.removesuffix(".json") for place in files if wanted.search(_read_note(place))]
 
 
 def _text(held: Mapping[str, Tag]) -> str:

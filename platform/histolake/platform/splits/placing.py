@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LEFT_OUT", "SIDES", "Placing", "Row", "place", "place_apart", "resembling", "ties", "unit_of"]
+__all__ = ["LEFT_OUT", "SIDES", "Kinship", "Placing", "Row", "place", "place_apart", "resembling", "ties", "unit_of"]
 
 SIDES = ("train", "validation", "test")
 LEFT_OUT = "left_out"
@@ -117,6 +117,27 @@ class _Family:
             found += [Kin(k, side, "may be of one patient with") for side, k in self._studies[study].items()]
         alike = sorted(self._alike.get(slide["slide_id"], ()))
         return found + [Kin(k, self._sides[k], "looks like") for k in alike if k in self._sides]
+
+
+class Kinship:
+    """All kin among the slides of a version, whether they have sides or not."""
+
+    def __init__(self, slides: Sequence[Row]) -> None:
+        self._alike = resembling(slides)
+        self._units: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self._studies: defaultdict[str, list[str]] = defaultdict(list)
+        for slide in slides:
+            self._units[unit_of(slide)].append(slide["slide_id"])
+            self._studies[unit_of(slide)[0]].append(slide["slide_id"])
+
+    def of(self, slides: Iterable[Row]) -> set[str]:
+        """The slides that are kin to any of these, and these."""
+        found: set[str] = set()
+        for slide in slides:
+            study, patient = unit_of(slide)
+            found |= {slide["slide_id"], *self._alike.get(slide["slide_id"], ())}
+            found.update(self._units[study, patient] + self._units[study, ""] if patient else self._studies[study])
+        return found
 
 
 def ties(slides: Iterable[Row], others: Iterable[Row]) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from histolake.platform.errors import SplitError
-from histolake.platform.placing import Row, ties, unit_of
-from histolake.platform.splits import GROUPS, Split, group_of
+from histolake.platform.splits.placing import Kinship, Row, unit_of
+from histolake.platform.splits.split import GROUPS, Split, group_of
 
 __all__ = ["leave_one_out"]
 
@@ -29,11 +29,12 @@ def leave_one_out(rows: Sequence[Row], by: str) -> list[Split]:
     for row in rows:
         if group := _patient_of(row, unknown) if by == "patient" else group_of(row, by):
             members[group].append(row)
+    kinship = Kinship(rows)
+    listed = sorted(row["slide_id"] for group in members.values() for row in group)
     made = []
     for group, tested in sorted(members.items()):
-        # A slide is tied to itself by its unit: those that test are not among those that train.
-        tied = ties([row for listed in members.values() for row in listed], tested)
-        train = sorted(slide_id for slide_id, found in tied.items() if not found)
+        kept_away = kinship.of(tested)
+        train = [slide_id for slide_id in listed if slide_id not in kept_away]
         if train:
             test = sorted(row["slide_id"] for row in tested)
             made.append(Split.named(train=train, test=test, name=f"{by} {group}"))
