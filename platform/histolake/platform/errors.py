@@ -7,6 +7,7 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     ├── UsageError             the caller asked for something that cannot be
     │   ├── SettingsError      a setting has a value that it may not have
     │   ├── LocationError      a URI that we cannot read or write
+    │   ├── StoreError         an object store that does not do what a lake needs
     │   └── SplitError         a split that leaks, or names slides that are not there
     ├── SourceError            a source that is refused, by rule, with the figure that broke it
     ├── LakeError
@@ -62,6 +63,10 @@ class SettingsError(UsageError):
 
 class LocationError(UsageError):
     """A URI that cannot be parsed, read or written."""
+
+
+class StoreError(UsageError):
+    """An object store that does not answer, or does not do what a lake needs of it."""
 
 
 class SplitError(UsageError):
