@@ -107,6 +107,28 @@ def test_a_reader_goes_on_when_its_files_are_taken_away(filled: Lake) -> None:
     assert got + [name for batch in streamed for name in batch["barcode"].to_pylist()] == expected
 
 
+def test_rows_of_many_chunks_in_one_request(filled: Lake) -> None:
+    snapshot, expected = filled.at(), rows_of(filled)
+    chunks = snapshot.chunks(rows=4)
+    first = np.cumsum([0, *(chunk.rows for chunk in chunks)])
+    places = [(c, r) for c, chunk in enumerate(chunks) for r in range(chunk.rows)]
+    drawn = np.random.default_rng(0).integers(0, len(places), 40)  # some of them twice
+
+    def taken() -> list[str]:
+        return snapshot.take(chunks, np.array(places)[drawn], ["barcode"])["barcode"].to_pylist()
+
+    wanted = [expected[first[places[i][0]] + places[i][1]] for i in drawn]
+    assert taken() == wanted
+    assert snapshot.take(chunks, np.array(places), ["barcode"])["barcode"].to_pylist() == expected
+    compact(filled)
+    vacuum(filled, clock_slack_s=-1)
+    assert taken() == wanted, "files were taken away meanwhile"
+    assert snapshot.take(chunks, np.zeros((0, 2), dtype=int), ["barcode"]).num_rows == 0
+    for wrong in ([0, chunks[0].rows], [0, -1]):
+        with pytest.raises(IndexError):
+            snapshot.take(chunks, np.array([[1, 0], wrong]), ["barcode"])
+
+
 def test_a_compaction_that_dies_with_the_pairs_moved(filled: Lake) -> None:
     expected = {version: content(filled, version) for version in range(1, 5)}
     old = filled.at()  # planned before, opened after

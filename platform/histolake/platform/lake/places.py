@@ -73,9 +73,12 @@ class Places:
         """Rows of several ingests by their numbers, ingest after ingest, in the order given, in one request."""
 
         def take() -> pa.Table:
-            numbers_N = np.concatenate([self._in_table(ingest_id, numbers) for ingest_id, numbers in rows.items()])
-            wanted, back_N = np.unique(numbers_N, return_inverse=True)
-            found = self._open().take(wanted.tolist(), columns=columns)
+            dataset = None
+            while dataset is not self._open():  # looking for one ingest may open a newer table: numbers are of one
+                dataset = self._open()
+                numbers = [self._in_table(ingest_id, each) for ingest_id, each in rows.items()]
+            wanted, back_N = np.unique(np.concatenate(numbers), return_inverse=True)
+            found = dataset.take(wanted.tolist(), columns=columns)
             in_order = len(wanted) == len(back_N) and bool((np.diff(back_N) > 0).all())
             return found if in_order else found.take(pa.array(back_N.ravel()))
 
