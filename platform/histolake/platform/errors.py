@@ -65,10 +65,6 @@ class LocationError(UsageError):
     """A URI that cannot be parsed, read or written."""
 
 
-class StoreError(UsageError):
-    """An object store that does not answer, or does not do what a lake needs of it."""
-
-
 class SplitError(UsageError):
     """A split that would leak between its sides, or that names slides that are not in the lake."""
 
@@ -142,7 +138,8 @@ class IntegrityError(LakeError):
 
 
 class StoreError(LakeError):
-    """The place where the lake lies failed: it is full, forbidden or out of reach. No section is to blame for it."""
+    """The place where the lake lies failed (it is full, forbidden or out of reach), or does not do what a lake needs of
+    it. No section is to blame for it."""
 
     exit_code = 1
 
