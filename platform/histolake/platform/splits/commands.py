@@ -19,7 +19,7 @@ from histolake.platform.errors import SplitError, UsageError
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Snapshot
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
 __all__ = ["read_split", "split"]
 
@@ -73,7 +73,7 @@ def units(
 
     Example: `histolake lake split units --fractions train=0.7,test=0.3 --seed 1 --lake /data/lake --to split.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     _end(open_lake(lake_uri).at(version), Split.by_unit(_fractions(fractions), seed), to, each=each, as_json=as_json)
 
@@ -97,7 +97,7 @@ def named(
 
     Example: `histolake lake split named --train her2st/C2,her2st/C3 --test her2st/A1 --lake /data/lake --to c.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     made = Split.named(train=_names(train), validation=_names(validation), test=_names(test), cuts_units=cuts_units)
     _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
@@ -116,7 +116,7 @@ def _add_group(by: str, example: str) -> None:
         each: EachFlag = False,
         as_json: JsonFlag = False,
     ) -> None:
-        from histolake.platform.splits import Split
+        from histolake.platform.splits.split import Split
 
         shares = None if fractions is None else _fractions(fractions)
         lists: dict[str, Any] = {"validation": _names(validation), "test": _names(test)}
@@ -153,7 +153,7 @@ def leave_one_out(
 
     Example: `histolake lake split leave-one-out --by organ --lake /data/lake --to folds`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     snapshot = open_lake(lake_uri).at(version)
     made = Split.leave_one_out(snapshot.slides(), by)
@@ -206,7 +206,7 @@ def blocks(
 
     Example: `histolake lake split blocks --block-um 1500 --lake /data/lake --to blocks.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     made = Split.spatial_blocks(_fractions(fractions), seed, block_um=block_um, gap_um=gap_um)
     _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
@@ -229,7 +229,7 @@ def show_split(
 
 def read_split(file: Path) -> Split:
     """The split in a JSON file; raises `SplitError`."""
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
@@ -247,7 +247,7 @@ def _end(snapshot: Snapshot, made: Split, to: Path | None, *, each: bool, as_jso
     from rich.console import Console
     from rich.progress import track
 
-    from histolake.platform.split_table import side_table
+    from histolake.platform.splits.table import side_table
 
     def watch(items: Iterable[Any], total: int) -> Iterable[Any]:
         return track(items, "places of spots", total=total, console=Console(stderr=True), transient=True)
