@@ -120,6 +120,28 @@ def test_rows_of_many_chunks_are_found_where_they_went(filled: Lake) -> None:
         snapshot.take(chunks, places, ["barcode"])
 
 
+def test_rows_of_many_chunks_in_one_request(filled: Lake) -> None:
+    snapshot, expected = filled.at(), rows_of(filled)
+    chunks = snapshot.chunks(rows=4)
+    first = np.cumsum([0, *(chunk.rows for chunk in chunks)])
+    places = [(c, r) for c, chunk in enumerate(chunks) for r in range(chunk.rows)]
+    drawn = np.random.default_rng(0).integers(0, len(places), 40)  # some of them twice
+
+    def taken() -> list[str]:
+        return snapshot.take(chunks, np.array(places)[drawn], ["barcode"])["barcode"].to_pylist()
+
+    wanted = [expected[first[places[i][0]] + places[i][1]] for i in drawn]
+    assert taken() == wanted
+    assert snapshot.take(chunks, np.array(places), ["barcode"])["barcode"].to_pylist() == expected
+    compact(filled)
+    vacuum(filled, clock_slack_s=-1)
+    assert taken() == wanted, "files were taken away meanwhile"
+    assert snapshot.take(chunks, np.zeros((0, 2), dtype=int), ["barcode"]).num_rows == 0
+    for wrong in ([0, chunks[0].rows], [0, -1]):
+        with pytest.raises(IndexError):
+            snapshot.take(chunks, np.array([[1, 0], wrong]), ["barcode"])
+
+
 def test_a_compaction_that_dies_with_the_pairs_moved(filled: Lake) -> None:
     expected = {version: content(filled, version) for version in range(1, 5)}
     old = filled.at()  # planned before, opened after
@@ -128,6 +150,7 @@ def test_a_compaction_that_dies_with_the_pairs_moved(filled: Lake) -> None:
     vacuum(filled, clock_slack_s=-1)
     assert {version: content(filled, version) for version in range(1, 5)} == expected, "vacuum leaves them alone"
     assert len(old.read(old.chunks(["c/a"], rows=99)[0], ["barcode"])) == 14
+    assert sound(filled) and len([f for f in check(filled) if "lake compact" in f.fix]) == 4
     # A correction copies what the catalogue lists, which is gone.
     filled.correct(corrections(filled.at(), {"c/b": {"patient": "P7"}}))
     told = compact(filled)

@@ -1,9 +1,9 @@
-"""Twins: sections whose content the lake holds under another name, told apart on the driver.
+"""Twins: sections whose content the lake holds under another name, told apart one after the other.
 
-The looks of a wave pass here in the order of their slide_ids, so that of two twins the first stays whichever was read
-first. A refused twin stands only as long as the slide that it repeats: its row is written under a digest of its files
-and of that slide's ingest, so that forgetting the other, or its failing later in the same run, lets the twin in next
-time.
+The looks of a wave pass here in one order, those that replace a slide and then the others, each by slide_id, so that
+of two twins the same one stays whichever was read first. A refused twin stands only as long as the slide that it
+repeats: its row is written under a digest of its files and of that slide's ingest, so that forgetting the other, or its
+failing later in the same run, lets the twin in next time.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def tell_apart(
 ) -> list[Look | SourceError | Twin]:
     """The looks with their look-alikes, twins in the place of those that repeat a slide; `known` learns the others.
 
-    What was known under the name of a section that is read again no longer counts.
+    What was known under the name of a section that is read again no longer counts; such sections are told first.
     """
     told: dict[str, Look | SourceError | Twin] = {}
     known.forget([c.slide_id for c, found in zip(candidates, looks, strict=True) if isinstance(found, Look)])
-    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
+    pairs = list(zip(candidates, looks, strict=True))
+    for candidate, found in sorted(pairs, key=lambda pair: (not known.has(pair[0].slide_id), pair[0].slide_id)):
         told[candidate.slide_id] = tell_one(candidate, found, known, settings)
     return [told[candidate.slide_id] for candidate in candidates]
 

@@ -7,6 +7,7 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     ├── UsageError             the caller asked for something that cannot be
     │   ├── SettingsError      a setting has a value that it may not have
     │   ├── LocationError      a URI that we cannot read or write
+    │   ├── StoreError         an object store that does not do what a lake needs
     │   └── SplitError         a split that leaks, or names slides that are not there
     ├── SourceError            a source that is refused, by rule, with the figure that broke it
     ├── LakeError
@@ -137,7 +138,8 @@ class IntegrityError(LakeError):
 
 
 class StoreError(LakeError):
-    """The place where the lake lies failed: it is full, forbidden or out of reach. No section is to blame for it."""
+    """The place where the lake lies failed (it is full, forbidden or out of reach), or does not do what a lake needs of
+    it. No section is to blame for it."""
 
     exit_code = 1
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.lake.slide_index import SlideIndex, conform
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
@@ -66,6 +67,7 @@ class Catalog:
     """The Delta tables of one lake."""
 
     def __init__(self, root: Location) -> None:
+        self._lake = root
         self.root = root.join("catalog")
         self._held: dict[str, DeltaTable] = {}  # at the version that this process knows; only under the lock
         self._lock = threading.RLock()
@@ -75,6 +77,7 @@ class Catalog:
 
     def create(self, name: str, schema: pa.Schema) -> None:
         """Make an empty table unless there is one."""
+        require_conditional_put(self._lake)
         place = self.root.join(name)
         place.filesystem()[0].create_dir(place.filesystem()[1], recursive=True)
         # Whoever loses the race for its first commit, or wins it unknowingly, finds it there when looking again.
@@ -133,6 +136,7 @@ class Catalog:
 
         A commit whose outcome is unknown is looked up by `ingest_id` before it is repeated.
         """
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         ingest_ids = pc.unique(rows["ingest_id"])
         with self._lock:
@@ -232,6 +236,7 @@ class Catalog:
         lacks are added to it. `told` is kept with the commit for `lake history`. `done` are told, before `make_rows` is
         asked again, the new ones that are in the table by then: also those that another writer has replaced since.
         """
+        require_conditional_put(self._lake)
         done = set() if done is None else done
         failure: Exception | None = None
         with self._lock:
@@ -315,6 +320,7 @@ class Catalog:
         An empty value removes one. Any two commits of the table conflict, so what was read of `expect_version` (its
         rows, its other properties) still holds when the properties are set.
         """
+        require_conditional_put(self._lake)
         place = self.root.join("slides")
         table = DeltaTable(place.uri, version=expect_version, storage_options=place.delta_options())
         return _set(table, changes, told)
@@ -327,6 +333,7 @@ class Catalog:
         `make` is asked again after every lost race; what it gives is equal to what is there already where a commit
         that seemed to fail had succeeded, and then nothing is done.
         """
+        require_conditional_put(self._lake)
         failure: ConflictError | None = None
         for attempt in range(PUBLISH_TRIES):
             table = self.table("slides")
@@ -385,6 +392,7 @@ class Catalog:
 
     def _delete(self, name: str, predicate: str, told: Told | None) -> int:
         """The predicate stays in the table's log: it holds numbers and random ids only."""
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
             try:
@@ -398,6 +406,7 @@ class Catalog:
     def amend(self, rows: pa.Table) -> None:
         """Change columns of `catalog/slides` in place, in every version. `rows` hold ingest_id and published_in, by
         which a row is known (no other value of theirs is in the log), and the columns to change."""
+        require_conditional_put(self._lake)
         changed = {name: f"new.{name}" for name in rows.column_names if name not in ("ingest_id", "published_in")}
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
@@ -420,6 +429,7 @@ class Catalog:
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
+        require_conditional_put(self._lake)
         removed = again(
             lambda: len(self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
         )

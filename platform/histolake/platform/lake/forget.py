@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError, UsageError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, write
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.removal import Removal, survey
@@ -178,6 +179,7 @@ def forget(
 
     `models` names the registered models that saw them, for the receipt. Safe to repeat after a crash at any step.
     """
+    require_conditional_put(lake.root)
     finish(lake)
     chosen = _choose(lake, slide_id, patient, study)
     # A dead attempt goes only where nobody adopts it: what its adopter is about to publish is a live writer's.

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
 from histolake.platform.lake.leftovers import abort_uploads
-from histolake.platform.storage import PART_PREFIX
+from histolake.platform.storage import CLOCK_SLACK_S, PART_PREFIX
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
 __all__ = ["Vacuumed", "condemn", "vacuum"]
 
-# Clocks of machines and object stores differ: a file is taken for older only by more than this.
-CLOCK_SLACK_S = 60.0
 SEAL_KEPT_S = 24 * 3600.0
 FENCE = "histolake.fence"  # a property of the catalogue that is only ever set
 
@@ -51,6 +50,7 @@ class Vacuumed:
 
 def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     """Remove what no version names and no live lease holds."""
+    require_conditional_put(lake.root)
     started_s = lake.root.join("leases").clock_s()
     fragment_ids = lake.pairs.fragment_ids()
     pictures = lake.images.files()
