@@ -207,8 +207,11 @@ def _on_sections(work: Path, folders: dict[Path, list[Section]]) -> dict[str, fl
     ours.add(rate.pairs, rate.seconds)
     for section in sections:
         given = section.image, section.xy_px, section.sides, work
-        _alone(_kernel_on_one_piece, LONG_S / len(sections), *given, into=kernel)
-        _alone(_loop_on, LONG_S / len(sections), *given, into=loop)
+        for what, total in ((_kernel_on_one_piece, kernel), (_loop_on, loop)):
+            here = _Tally()
+            _alone(what, LONG_S / len(sections), *given, into=here)
+            # Each section counts once, however often it was repeated.
+            total.add(len(section.xy_px), len(section.xy_px) / here.rate)
     return _compared(kernel, ours, loop)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
 from histolake.platform.lake.compact import compact
@@ -45,6 +46,11 @@ def content(lake: Lake, version: int | None = None) -> str:
     return digest.hexdigest()
 
 
+def sound(lake: Lake) -> bool:
+    """Whether nothing is missing; old files that wait for a vacuum are no harm."""
+    return not [finding for finding in check(lake) if finding.severity == "error"]
+
+
 def rows_of(lake: Lake, version: int | None = None) -> list[str]:
     return [name for batch in lake.at(version).pairs(["barcode"]) for name in batch["barcode"].to_pylist()]
 
@@ -72,7 +78,7 @@ def test_one_fragment_an_ingest_and_every_version_as_it_was(filled: Lake) -> Non
     assert [[place["rows"] for place in row["fragments"]] for row in rows] == [[row["n_pairs"]] for row in rows]
     assert {version: (content(filled, version), rows_of(filled, version)) for version in range(1, 5)} == before
     assert filled.at(3).chunks(rows=4) == plan, "a plan made before holds"
-    assert check(filled) == []
+    assert sound(filled)
     freed = vacuum(filled, clock_slack_s=-1)
     assert freed.bytes > 0 and freed.fragments == 0
     assert len(list((Path(filled.uri) / "pairs.lance" / "data").glob("*.lance"))) == 4
@@ -94,12 +100,24 @@ def test_a_reader_goes_on_when_its_files_are_taken_away(filled: Lake) -> None:
         expected
     )
     assert snapshot.read(chunks[1], ["barcode"], rows=[2, 0])["barcode"].to_pylist() == [expected[7], expected[5]]
-    elsewhere = Lake.open(filled.uri).at()
-    assert elsewhere.take(chunks, np.array([(1, 2), (0, 1)]), ["barcode"])["barcode"].to_pylist() == [
+    assert snapshot.take(chunks, np.array([(1, 2), (0, 1)]), ["barcode"])["barcode"].to_pylist() == [
         expected[7],
         expected[1],
     ]
     assert got + [name for batch in streamed for name in batch["barcode"].to_pylist()] == expected
+
+
+def test_rows_of_many_chunks_are_found_where_they_went(filled: Lake) -> None:
+    snapshot, expected = filled.at(), rows_of(filled)
+    chunks = snapshot.chunks(rows=5)
+    places = np.array([(number, row) for number, chunk in enumerate(chunks) for row in range(chunk.rows)])
+    assert snapshot.take(chunks, places, ["barcode"])["barcode"].to_pylist() == expected
+    compact(filled)
+    vacuum(filled, clock_slack_s=-1)
+    assert snapshot.take(chunks, places[::-1], ["barcode"])["barcode"].to_pylist() == expected[::-1]
+    forget(filled, slide_id="c/b")
+    with pytest.raises(IntegrityError, match="are gone"):
+        snapshot.take(chunks, places, ["barcode"])
 
 
 def test_rows_of_many_chunks_in_one_request(filled: Lake) -> None:
@@ -132,18 +150,19 @@ def test_a_compaction_that_dies_with_the_pairs_moved(filled: Lake) -> None:
     vacuum(filled, clock_slack_s=-1)
     assert {version: content(filled, version) for version in range(1, 5)} == expected, "vacuum leaves them alone"
     assert len(old.read(old.chunks(["c/a"], rows=99)[0], ["barcode"])) == 14
+    assert sound(filled) and len([f for f in check(filled) if "lake compact" in f.fix]) == 4
     # A correction copies what the catalogue lists, which is gone.
     filled.correct(corrections(filled.at(), {"c/b": {"patient": "P7"}}))
     told = compact(filled)
     assert told.entered == 4 and told.ingests == 0
     assert {version: content(filled, version) for version in range(1, 5)} == expected
-    assert check(filled) == []
+    assert sound(filled)
 
 
 def test_a_compaction_that_dies_with_files_written(filled: Lake) -> None:
     expected, files = content(filled), len(list((Path(filled.uri) / "pairs.lance" / "data").iterdir()))
     die_in_compaction(filled, WRITTEN)
-    assert content(filled) == expected and check(filled) == []
+    assert content(filled) == expected and sound(filled)
     vacuum(filled, clock_slack_s=-1)
     assert len(list((Path(filled.uri) / "pairs.lance" / "data").iterdir())) == files
     assert not list((Path(filled.uri) / "leases").iterdir())
@@ -157,7 +176,7 @@ def test_forgetting_what_was_moved_and_not_entered(filled: Lake) -> None:
     everything = b"".join(path.read_bytes() for path in Path(filled.uri, "pairs.lance", "data").iterdir())
     assert b"c/a-spot" not in everything and b"c/b-spot" in everything
     assert compact(filled).entered == 2
-    assert check(filled) == []
+    assert sound(filled)
 
 
 def test_two_compactions_at_once(filled: Lake) -> None:
@@ -179,7 +198,7 @@ def test_two_compactions_at_once(filled: Lake) -> None:
         thread.join()
     assert not failures
     compact(filled)
-    assert content(filled) == expected and check(filled) == []
+    assert content(filled) == expected and sound(filled)
     assert len(filled.pairs.fragment_ids()) == 4
 
 
@@ -196,7 +215,7 @@ def test_beside_an_ingest(filled: Lake, run_writer: Callable[..., subprocess.Pop
     compact(filled)
     counts = {row["slide_id"]: row["n_pairs"] for row in filled.at().slides().to_pylist()}
     assert counts == {"c/a": 14, "c/b": 11, "c/d": 6, "c/0": 20, "c/1": 21}
-    assert len(rows_of(filled)) == sum(counts.values()) and check(filled) == []
+    assert len(rows_of(filled)) == sum(counts.values()) and sound(filled)
     assert len(filled.pairs.fragment_ids()) == 6
 
 
@@ -217,5 +236,5 @@ def test_on_s3(bucket: str, writer: ModuleType) -> None:
     first = next(streamed)
     assert compact(remote).fragments_after == 2
     vacuum(remote, clock_slack_s=-2)
-    assert content(remote) == expected and check(remote) == []
+    assert content(remote) == expected and sound(remote)
     assert first.num_rows + sum(batch.num_rows for batch in streamed) == 28

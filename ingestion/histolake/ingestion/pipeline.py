@@ -220,6 +220,9 @@ class _Run:
         waiting: dict[str, _Waiting] = {}
         try:
             for came in through_pipeline(sections, judge, shelf, self._lake.root, self._settings, workers):
+                again = isinstance(came, Judged) and came.slide_id in waiting
+                if again or came.slide_id in self._staged or came.slide_id in self.outcomes:
+                    continue  # told again, by a worker that did a dead one's work anew
                 if isinstance(came, Judged):
                     self._count(counts, "reading", 1)
                     section = self._verdict(candidates[came.slide_id], came)

@@ -190,8 +190,8 @@ def _stored(patch: Cut, settings: PatchSettings) -> bytes:
 def reduced(patch_HWC: np.ndarray, max_px: int) -> np.ndarray:
     """The square patch at most `max_px` wide; a reduction is antialiased (bicubic over the source pixels, a = -0.5).
 
-    It is Pillow's BICUBIC by its definition and within one level of it, ten times as fast where the processor has AVX2.
-    All of it is integer arithmetic: the same pixels on every processor, with vector units or without.
+    It is Pillow's BICUBIC but for roundings (a level here and there), and ten times as fast where the processor has
+    AVX2. All of it is integer arithmetic: the same pixels with vector units and without.
     """
     if patch_HWC.shape[0] <= max_px:
         return patch_HWC

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import LakeNotFoundError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
 from histolake.platform.lake.catalog import LIVE, Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
@@ -56,6 +57,7 @@ class Lake:
         """
         lake = cls(Location.parse(uri, store))
         if create:
+            require_conditional_put(lake.root)
             # `catalog/slides` comes last: where it is, the others are.
             if not lake.catalog.exists():
                 lake.pairs.create()
@@ -123,6 +125,7 @@ class Lake:
         (nothing is to be done), "adopted" where a dead attempt left everything but the last commit (`publish` it), else
         "new" (write, `stage` or `refuse`, then `publish`).
         """
+        require_conditional_put(self.root)
         digests = {"source_digest": source_digest, "settings_digest": settings_digest}
         common: dict[str, Any] = {
             "root": self.root,

@@ -30,6 +30,7 @@ __all__ = ["Fragment", "PairsTable", "PairsWriter"]
 
 STORAGE_VERSION: Final = "2.1"  # of Lance's files
 COMMIT_TRIES = 40
+WRITE_TRIES = 3
 METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
 MANIFEST = ".manifest"
@@ -61,9 +62,19 @@ class PairsWriter:
     def write(self, rows: pa.Table | Iterable[pa.RecordBatch]) -> Fragment:
         """Write one fragment; nothing of it can be seen until the attempt is staged and published.
 
-        `rows` has the columns of `schemas.PAIRS`; `ingest_id` and `slide_id` are filled in here. A generator of batches
-        is written as it comes, so memory holds one batch.
+        `rows` has the columns of `schemas.PAIRS`; `ingest_id` and `slide_id` are filled in here. Batches are written as
+        they come, so memory holds one. A table, or batches that can be asked for anew (no iterator), are written again
+        where the store failed: the end of a transfer in parts cannot be repeated, and what it left is nobody's.
         """
+        tries = 1 if isinstance(rows, Iterator) else WRITE_TRIES
+        for attempt in range(tries - 1):
+            try:
+                return self._write(rows)
+            except OSError:
+                pause(attempt)
+        return self._write(rows)
+
+    def _write(self, rows: pa.Table | Iterable[pa.RecordBatch]) -> Fragment:
         from lance.fragment import LanceFragment
 
         batches = rows.to_batches() if isinstance(rows, pa.Table) else rows

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.placing import SIDES
-from histolake.platform.splits import BLOCKS, Split, read_slides
+from histolake.platform.splits.placing import SIDES
+from histolake.platform.splits.split import BLOCKS, Split, read_slides
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Chunk, Snapshot

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from histolake.platform.blocks import OUT
-from histolake.platform.marks import marks
-from histolake.platform.placing import LEFT_OUT, SIDES, unit_of
-from histolake.platform.selection import codes_of
-from histolake.platform.splits import BLOCKS, Split
+from histolake.platform.splits.blocks import OUT
+from histolake.platform.splits.marks import marks
+from histolake.platform.splits.placing import LEFT_OUT, SIDES, unit_of
+from histolake.platform.splits.selection import codes_of
+from histolake.platform.splits.split import BLOCKS, Split
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot
