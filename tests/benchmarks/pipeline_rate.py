@@ -7,8 +7,9 @@ before the slides, so that every worker has started and imported what it needs; 
 to the last run of spots of the last slide. Reading, judging, tiling, encoding, sentences, counts, writing and staging
 are in it; Ray's start, the workers' start and the last commit of the catalogue are not.
 
-Memory is looked at four times a second: of each of Ray's processes what is its own (USS: pages that no other process
-maps), of the object store what of it was touched.
+Memory is looked at four times a second. A worker's is its own (USS: pages that no other process maps), without pages of
+the object store, which count as nobody's own or as those of the one who touched them first. What of the object store
+was touched is told apart, summed over all of Ray's processes.
 """
 
 from __future__ import annotations
@@ -130,22 +131,26 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(SAMPLE_S):
+            shared_kb = 0
             for pid in _descendants(os.getpid()):
                 try:
-                    told = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-                    if told.startswith("ray::"):
-                        own = _sum_kb(Path(f"/proc/{pid}/smaps_rollup"), ("Private_Clean", "Private_Dirty"))
-                        self.worker_peak_mb = max(self.worker_peak_mb, own / 1024)
-                    elif told.endswith("raylet"):
-                        held = _sum_kb(Path(f"/proc/{pid}/status"), ("RssShmem",))
-                        self.object_store_mb = max(self.object_store_mb, held / 1024)
+                    told = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    rollup = Path(f"/proc/{pid}/smaps_rollup")
+                    shared_kb += _sum_kb(rollup, ("Pss_Shmem",))
+                    if told.startswith(b"ray::"):
+                        # Its heap, and pages of files that it alone reads; a page of the object store is a dirty one.
+                        own_kb = _sum_kb(Path(f"/proc/{pid}/status"), ("RssAnon",)) + _sum_kb(
+                            rollup, ("Private_Clean",)
+                        )
+                        self.worker_peak_mb = max(self.worker_peak_mb, own_kb / 1024)
                 except (FileNotFoundError, ProcessLookupError, PermissionError):
                     continue  # it has ended
+            self.object_store_mb = max(self.object_store_mb, shared_kb / 1024)
 
 
 def _sum_kb(place: Path, names: tuple[str, ...]) -> int:
-    lines = (line.split(":") for line in place.read_text().splitlines() if ":" in line)
-    return sum(int(value.split()[0]) for name, value in lines if name in names)
+    lines = (line.partition(":") for line in place.read_text().splitlines())
+    return sum(int(value.split()[0]) for name, _, value in lines if name in names)
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -128,7 +128,7 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
     order: list[str] = []
     for wave in _waves(candidates):
         order += [candidate.slide_id for candidate in wave]
-        run.wave(wave)
+        run.wave(list({candidate.slide_id: candidate for candidate in wave}.values()))  # a folder may be named twice
     return [run.outcomes[slide_id] for slide_id in order]
 
 
