@@ -7,7 +7,6 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     ├── UsageError             the caller asked for something that cannot be
     │   ├── SettingsError      a setting has a value that it may not have
     │   ├── LocationError      a URI that we cannot read or write
-    │   ├── StoreError         an object store that does not do what a lake needs
     │   └── SplitError         a split that leaks, or names slides that are not there
     ├── SourceError            a source that is refused, by rule, with the figure that broke it
     ├── LakeError
@@ -15,7 +14,8 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     │   ├── VersionError       a lake version that does not exist
     │   ├── SlideNotFoundError
     │   ├── ConflictError      another writer won, again and again
-    │   └── IntegrityError     the lake does not hold what its catalogue says
+    │   ├── IntegrityError     the lake does not hold what its catalogue says
+    │   └── StoreError         the place where the lake lies fails, or does not do what a lake needs
     ├── DownloadError          a public file that cannot be had, or is not the one that it must be
     ├── ModelError             a model that is not there, or does not fit what is asked of it
     └── ServiceError           a served answer that is an error
@@ -62,10 +62,6 @@ class SettingsError(UsageError):
 
 class LocationError(UsageError):
     """A URI that cannot be parsed, read or written."""
-
-
-class StoreError(UsageError):
-    """An object store that does not answer, or does not do what a lake needs of it."""
 
 
 class SplitError(UsageError):
@@ -136,6 +132,13 @@ class ConflictError(LakeError):
 
 class IntegrityError(LakeError):
     """The lake does not hold what its catalogue says."""
+
+    exit_code = 1
+
+
+class StoreError(LakeError):
+    """The place where the lake lies failed (it is full, forbidden or out of reach), or does not do what a lake needs of
+    it. No section is to blame for it."""
 
     exit_code = 1
 
