@@ -97,7 +97,7 @@ def without_nulls(table: Location, part: Any, fields: dict[str, int]) -> set[str
         column_of = dict(zip(file.fields, file.column_indices, strict=True))
         for name, field_id in fields.items():
             if field_id in column_of and all(
-                "FullZipLayout" in page.encoding and "bits_def: 0," in page.encoding
+                "RepdefAllValidItem" in page.encoding and "Nullable" not in page.encoding
                 for page in columns[column_of[field_id]].pages
             ):
                 full.add(name)

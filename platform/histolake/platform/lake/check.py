@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "check"]
 
-AT_ONCE = 4  # ingests looked at together; most of the time is waiting for the store
+READ_AHEAD = 2  # batches of images and counts, 10 MB each or so
+BUFFER_BYTES = 32 << 20  # that Lance reads ahead of them
+AT_ONCE = 4  # ingests looked at together; most of the time is waiting for the store (in depth: one)
 COLUMNS = [
     *("slide_id", "ingest_id", "published_in", "retired_in", "status"),
     *("n_pairs", "n_rejections", "fragments", "image", "image_hash", "flags"),
@@ -192,7 +194,7 @@ class _Pairs:
             if (row["n_pairs"] or 0) != sum(fragment["rows"] for fragment in row["fragments"] or []):
                 yield _error(row, f"the catalogue counts {row['n_pairs']} pairs, its fragments another number", REPORT)
         self._tell("pairs", 0, len(ingests))
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(1 if self._deep else AT_ONCE) as threads:
             for number, found in enumerate(threads.map(self._ingest, ingests.values()), 1):
                 yield from found
                 self._tell("pairs", number, len(ingests))
@@ -239,7 +241,12 @@ class _Pairs:
             batches = (
                 batch
                 for part in parts
-                for batch in part.to_batches(columns=audit_rows.CONTENT, batch_size=audit_rows.WIDE_ROWS)
+                for batch in part.to_batches(
+                    columns=audit_rows.CONTENT,
+                    batch_size=audit_rows.WIDE_ROWS,
+                    batch_readahead=READ_AHEAD,
+                    io_buffer_size=BUFFER_BYTES,
+                )
             )
             return audit_rows.content(batches, self._is_gene, has_image=has_image, decode=True)
         if has_image:
