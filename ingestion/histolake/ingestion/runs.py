@@ -28,7 +28,7 @@ def cut(n_spots: int, sizes: RunSizes, *, workers: int, sections: int) -> list[t
     if n_spots == 0:
         return []
     runs = -(-n_spots // sizes.largest)
-    if 1 < workers and sections <= PLENTY * workers:
+    if workers > 1 and sections <= PLENTY * workers:
         most = n_spots // sizes.smallest
         # As many for each worker, so that none is left with one more than the others.
         runs = max(runs, most // workers * workers if most > workers else most)
