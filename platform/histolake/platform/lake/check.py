@@ -46,7 +46,7 @@ def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of:
     holds a few batches and the ids of a few slides.
     """
     broken = audit_files.catalog_files(lake)
-    if any("catalog/slides" in finding.finding for finding in broken):
+    if broken:  # nothing more can be known without them
         return broken
     first = _Seen.look(lake)
     leases = list(read_leases(lake.root))
@@ -54,7 +54,7 @@ def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of:
     named = {row["ingest_id"] for row in rows}
     held = named | {lease.lease_id for lease in leases if lease.is_live()}
 
-    found = [*broken, *_Pairs(lake, rows, deep=deep, tell=tell).findings()]
+    found = list(_Pairs(lake, rows, deep=deep, tell=tell).findings())
     found += audit_files.twice_published([row for row in rows if row["status"] == "published"])
     found += _rejections(lake, rows)
     found += audit_files.overviews(lake, rows, first.images)
