@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from histolake.platform.cache import copies, drop
 from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.lake.leftovers import abort_uploads, drop_old_versions
+from histolake.platform.lake.old_objects import drop_old_versions
 from histolake.platform.lake.vacuum import CLOCK_SLACK_S
 from histolake.platform.storage import Entry, Location
 
@@ -70,7 +71,7 @@ class Removal:
             freed += sum(entry.size_bytes for entry in folder.entries())
             folder.delete()
         for lease in self.leases:
-            lease.remove(lake.root)
+            lease.remove(lake.root, with_seal=lease.is_here)  # elsewhere its writer may come back, and must see it
         return freed + clean(lake, self.ingest_ids, self.slides)
 
 
@@ -178,7 +179,8 @@ def exports_of(lake: Lake, ids: frozenset[str]) -> list[Location]:
                 found.append(folder)
             break
         else:
-            found.append(folder)
+            if any(folder.entries()):  # some stores go on listing a folder whose last file is gone
+                found.append(folder)
     return found
 
 
@@ -201,7 +203,8 @@ def clean(lake: Lake, ids: frozenset[str], slides: frozenset[str]) -> int:
         lake.catalog.clean(name, cutoff_s)
         if live:
             _drop_unnamed_rows(lake, name, ids)
-    abort_uploads(lake.root, cutoff_s)
+    with suppress(OSError):  # some stores do not tell of them
+        lake.root.abort_uploads(cutoff_s)
     drop_old_versions(lake.root)
     return freed
 

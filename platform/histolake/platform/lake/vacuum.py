@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 
 from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
-from histolake.platform.lake.leftovers import abort_uploads
 from histolake.platform.storage import CLOCK_SLACK_S, PART_PREFIX
 
 if TYPE_CHECKING:
@@ -86,7 +85,6 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     with suppress(OSError):  # some stores do not tell of them
         lake.root.abort_uploads(cutoff_s)
     freed += lake.pairs.clean(cutoff_s)
-    abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
