@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
 from histolake.platform.lake.compact import compact
@@ -99,12 +100,24 @@ def test_a_reader_goes_on_when_its_files_are_taken_away(filled: Lake) -> None:
         expected
     )
     assert snapshot.read(chunks[1], ["barcode"], rows=[2, 0])["barcode"].to_pylist() == [expected[7], expected[5]]
-    elsewhere = Lake.open(filled.uri).at()
-    assert elsewhere.take(chunks, np.array([(1, 2), (0, 1)]), ["barcode"])["barcode"].to_pylist() == [
+    assert snapshot.take(chunks, np.array([(1, 2), (0, 1)]), ["barcode"])["barcode"].to_pylist() == [
         expected[7],
         expected[1],
     ]
     assert got + [name for batch in streamed for name in batch["barcode"].to_pylist()] == expected
+
+
+def test_rows_of_many_chunks_are_found_where_they_went(filled: Lake) -> None:
+    snapshot, expected = filled.at(), rows_of(filled)
+    chunks = snapshot.chunks(rows=5)
+    places = np.array([(number, row) for number, chunk in enumerate(chunks) for row in range(chunk.rows)])
+    assert snapshot.take(chunks, places, ["barcode"])["barcode"].to_pylist() == expected
+    compact(filled)
+    vacuum(filled, clock_slack_s=-1)
+    assert snapshot.take(chunks, places[::-1], ["barcode"])["barcode"].to_pylist() == expected[::-1]
+    forget(filled, slide_id="c/b")
+    with pytest.raises(IntegrityError, match="are gone"):
+        snapshot.take(chunks, places, ["barcode"])
 
 
 def test_rows_of_many_chunks_in_one_request(filled: Lake) -> None:
@@ -137,6 +150,7 @@ def test_a_compaction_that_dies_with_the_pairs_moved(filled: Lake) -> None:
     vacuum(filled, clock_slack_s=-1)
     assert {version: content(filled, version) for version in range(1, 5)} == expected, "vacuum leaves them alone"
     assert len(old.read(old.chunks(["c/a"], rows=99)[0], ["barcode"])) == 14
+    assert sound(filled) and len([f for f in check(filled) if "lake compact" in f.fix]) == 4
     # A correction copies what the catalogue lists, which is gone.
     filled.correct(corrections(filled.at(), {"c/b": {"patient": "P7"}}))
     told = compact(filled)

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from histolake.platform.lake import audit_files, audit_rows
 from histolake.platform.lake.embeddings import audit
-from histolake.platform.lake.findings import AGAIN, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
 from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.leases import Lease, read_leases
+from histolake.platform.lake.places import where_they_are
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
@@ -112,10 +113,9 @@ def _rejection_counts(lake: Lake) -> Counter[str]:
 def _rejections(lake: Lake, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     counts = _rejection_counts(lake)
     for row in rows:
-        if counts[row["ingest_id"]] != (row["n_rejections"] or 0):
-            text = (
-                f"the catalogue counts {row['n_rejections']} rejections, catalog/rejections {counts[row['ingest_id']]}"
-            )
+        held = counts[row["ingest_id"]]
+        if held != (row["n_rejections"] or 0):
+            text = f"the catalogue counts {row['n_rejections']} rejections, catalog/rejections holds {held}"
             yield _error(row, text, REPORT)
 
 
@@ -128,8 +128,9 @@ def _waste(
         return Finding(severity="waste", slide_id=None, ingest_id=ingest_id, finding=text, fix=VACUUM)
 
     named = {part["id"] for row in rows for part in row["fragments"] or []}
+    live = {lease.lease_id for lease in leases if lease.is_live()}
     for owner, ids in sorted(lake.pairs.owners(sorted(first.fragments - named)).items()):
-        if owner not in held:
+        if owner not in live:  # the catalogue may name its owner, and other fragments
             for fragment_id in ids:
                 yield waste(owner, f"fragment {fragment_id} belongs to no version")
     for owner, files in sorted(first.images.items()):
@@ -149,13 +150,38 @@ def _error(row: dict[str, Any], text: str, fix: str = AGAIN) -> Finding:
     return Finding(severity="error", slide_id=row["slide_id"], ingest_id=row["ingest_id"], finding=text, fix=fix)
 
 
+def _where_moved(lake: Lake, dataset: Any, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The rows, with the fragments in which a compaction has put their pairs since or meanwhile; and a finding for each
+    that the catalogue does not list yet."""
+    present = set(dataset.fragment_ids())
+
+    def missing(some: list[dict[str, Any]]) -> dict[str, int]:
+        lost = [row for row in some if any(place["id"] not in present for place in row["fragments"] or [])]
+        return {row["ingest_id"]: sum(place["rows"] for place in row["fragments"]) for row in lost}
+
+    lost = missing(rows)
+    if not lost:
+        return rows, []
+    now = lake.catalog.slides(["ingest_id", "fragments"]).to_pylist()
+    found = where_they_are(lake, dataset, now, lost)
+    stale = found.keys() & missing(now).keys()
+    names = {row["ingest_id"]: row["slide_id"] for row in rows}
+    text = "its pairs were moved to other fragments than the catalogue lists"
+    told = [
+        Finding(severity="waste", slide_id=names[name], ingest_id=name, finding=text, fix=COMPACT)
+        for name in sorted(stale)
+    ]
+    return [{**row, "fragments": found.get(row["ingest_id"], row["fragments"])} for row in rows], told
+
+
 class _Pairs:
     """The pairs of every ingest that the catalogue names, whatever the version."""
 
     def __init__(self, lake: Lake, rows: list[dict[str, Any]], *, deep: bool, tell: Tell) -> None:
-        self._lake, self._rows, self._deep, self._tell = lake, rows, deep, tell
+        self._lake, self._deep, self._tell = lake, deep, tell
         self._dataset = lake.pairs.open()
         self._parts = {int(part.fragment_id): part for part in self._dataset.get_fragments()}
+        self._rows, self._moved = _where_moved(lake, self._dataset, rows)
         self._sizes = audit_files.data_sizes(
             lake.pairs.location
         )  # after the catalogue: nothing named is too new for it
@@ -170,6 +196,7 @@ class _Pairs:
 
     def findings(self) -> Iterator[Finding]:
         """All of them, by slide."""
+        yield from self._moved
         yield from self._named_twice()
         ingests = {row["ingest_id"]: row for row in self._rows}
         for row in self._rows:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["AGAIN", "REPORT", "VACUUM", "Finding", "Tell"]
+__all__ = ["AGAIN", "COMPACT", "REPORT", "VACUUM", "Finding", "Tell"]
 
 # What to do.
 VACUUM = "`histolake lake vacuum` removes it"
 AGAIN = "restore the file from a backup, or `histolake lake retile` the slide from its source"
 REPORT = "a writer did what it must not: keep a copy of the lake and report it; `histolake lake retile` mends the slide"
+
+COMPACT = "readers find them; `histolake lake compact` enters them"
 
 Tell = Callable[[str, int, int], None]  # what is looked at, how many are done, of how many
 
