@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from histolake.platform.cache import copies, drop
 from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.lake.old_objects import drop_old_versions
+from histolake.platform.lake.leftovers import abort_uploads, drop_old_versions
 from histolake.platform.lake.vacuum import CLOCK_SLACK_S
 from histolake.platform.storage import Entry, Location
 
@@ -203,8 +202,7 @@ def clean(lake: Lake, ids: frozenset[str], slides: frozenset[str]) -> int:
         lake.catalog.clean(name, cutoff_s)
         if live:
             _drop_unnamed_rows(lake, name, ids)
-    with suppress(OSError):  # some stores do not tell of them
-        lake.root.abort_uploads(cutoff_s)
+    abort_uploads(lake.root, cutoff_s)
     drop_old_versions(lake.root)
     return freed
 

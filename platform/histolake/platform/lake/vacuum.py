@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
+from histolake.platform.lake.leftovers import abort_uploads
 from histolake.platform.storage import CLOCK_SLACK_S, PART_PREFIX
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
     freed += lake.pairs.clean(cutoff_s)
+    abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
