@@ -12,6 +12,7 @@ from histolake.ingestion import pipeline
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.duplicates import KnownSlides
 from histolake.ingestion.judging import Begun, Judge, Judged, in_order
+from histolake.ingestion.runs import RunSizes
 from histolake.ingestion.twins import Twin
 from histolake.ingestion.worker import Look, Work, look
 from histolake.platform.errors import SourceError
@@ -19,6 +20,7 @@ from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
 
 SETTINGS = pipeline.ingest_settings(load_settings({"quality.min_spots": 40}))
+SIZES = RunSizes()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,9 @@ def read(section: Begun, lake: Lake) -> Look | SourceError:
 
 def judged(lake: Lake, sections: list[Begun], known: KnownSlides | None = None, workers: int = 2) -> Iterator[list]:
     """What comes of each section, one by one in order."""
-    judge = Judge(lake.root, known or KnownSlides(), SETTINGS.duplicates, sections=sections, workers=workers)
+    judge = Judge(
+        lake.root, known or KnownSlides(), SETTINGS.duplicates, sections=sections, workers=workers, sizes=SIZES
+    )
     for section in sections:
         yield list(judge.judge(section, read(section, lake)))
 
@@ -71,7 +75,7 @@ def test_the_first_of_two_twins_stays_and_runs_follow_the_verdict(begun: dict[st
 def test_the_order_of_reading_decides_nothing(begun: dict[str, Begun], lake: Lake) -> None:
     sections = in_order(list(begun.values()))
     told = [read(section, lake) for section in sections]
-    judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=sections, workers=2)
+    judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=sections, workers=2, sizes=SIZES)
     came = [
         [item.slide_id for item in judge.judge(sections[i], told[i]) if isinstance(item, Judged)] for i in (2, 1, 0)
     ]
@@ -82,7 +86,7 @@ def test_genes_have_numbers_before_a_run_is_given_out(begun: dict[str, Begun], l
     section = in_order([begun["b"]])[0]
     told = read(section, lake)
     assert isinstance(told, Look) and len(told.unknown_genes) == 258
-    judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=[section], workers=1)
+    judge = Judge(lake.root, KnownSlides(), SETTINGS.duplicates, sections=[section], workers=1, sizes=SIZES)
     list(judge.judge(section, told))
     symbols = [symbol for symbol, _ in told.unknown_genes]
     assert (lake.resolve_genes(symbols) >= 0).all()
@@ -113,7 +117,7 @@ def test_a_refused_section_leaves_what_the_lake_holds(begun: dict[str, Begun], l
     assert isinstance(told, Look)
     known = KnownSlides([{**told.record, "slide_id": "k/b"}])
     sections = in_order([replace(begun["b"], is_known=True), begun["c"]])
-    judge = Judge(lake.root, known, SETTINGS.duplicates, sections=sections, workers=2)
+    judge = Judge(lake.root, known, SETTINGS.duplicates, sections=sections, workers=2, sizes=SIZES)
     problem = SourceError("It is cut off.", rule="file_complete", file="f")
     (verdict,) = judge.judge(sections[0], problem)
     assert isinstance(verdict, Judged) and verdict.told is problem

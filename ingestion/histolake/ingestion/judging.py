@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides
-from histolake.ingestion.runs import cut
+from histolake.ingestion.runs import RunSizes, cut
 from histolake.ingestion.twins import Twin, tell_one
 from histolake.ingestion.worker import Look, Work
 from histolake.platform.errors import SourceError
@@ -64,12 +64,13 @@ class Judge:
         *,
         sections: Sequence[Begun],
         workers: int,
+        sizes: RunSizes,
     ) -> None:
         """`content` is that of the slides that the lake holds; `workers` will write what is judged."""
         self._root = root
         self._content = content
         self._settings = settings
-        self._workers = workers
+        self._workers, self._sizes = workers, sizes
         self._sections_left = len(sections)
         self._known = sum(section.is_known for section in sections)
         self._next = 0  # the place that is judged next
@@ -97,7 +98,7 @@ class Judge:
             yield Judged(slide_id=section.slide_id, told=told)
             return
         self._number_genes(told)
-        runs = cut(told.n_kept, workers=self._workers, sections=self._sections_left)
+        runs = cut(told.n_kept, self._sizes, workers=self._workers, sections=self._sections_left)
         self._sections_left -= 1
         yield Judged(slide_id=section.slide_id, told=told, runs=len(runs))
         images = LakeImages(self._root)

@@ -37,7 +37,7 @@ from histolake.ingestion.outcome import (
     unchanged,
 )
 from histolake.ingestion.rows import IngestSettings
-from histolake.ingestion.runs import SMALLEST
+from histolake.ingestion.runs import RunSizes
 from histolake.ingestion.shelf import put_up
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
 from histolake.ingestion.worker import Look, Written, source_digest
@@ -51,6 +51,7 @@ __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"
 
 FORMAT = 3  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections begun at once
+RUN_SPOTS = RunSizes()  # in a fragment
 AHEAD = 3  # sections that are read or written at once, for each worker that writes
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
@@ -133,7 +134,9 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
 
 def workers_for(outcomes: Iterable[Outcome]) -> int:
     """How many workers would share the planned work. Ray must be running."""
-    return pool_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
+    return pool_size(
+        sum(-(-outcome.spots_kept // RUN_SPOTS.smallest) for outcome in outcomes if outcome.status == "planned")
+    )
 
 
 class _Run:
@@ -210,7 +213,8 @@ class _Run:
             return
         workers = pool_size()
         shelf = put_up(ahead=AHEAD * workers)
-        judge = Judge(self._lake.root, self._known, self._settings.duplicates, sections=sections, workers=workers)
+        rules = self._settings.duplicates
+        judge = Judge(self._lake.root, self._known, rules, sections=sections, workers=workers, sizes=RUN_SPOTS)
         candidates = {section.slide_id: section.candidate for section in sections}
         counts = {"reading": [0, len(sections)], "tiling spots": [0, 0]}
         waiting: dict[str, _Waiting] = {}

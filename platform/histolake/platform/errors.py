@@ -7,7 +7,6 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     ├── UsageError             the caller asked for something that cannot be
     │   ├── SettingsError      a setting has a value that it may not have
     │   ├── LocationError      a URI that we cannot read or write
-    │   ├── StoreError         an object store that does not do what a lake needs
     │   └── SplitError         a split that leaks, or names slides that are not there
     ├── SourceError            a source that is refused, by rule, with the figure that broke it
     ├── LakeError
@@ -16,7 +15,7 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     │   ├── SlideNotFoundError
     │   ├── ConflictError      another writer won, again and again
     │   ├── IntegrityError     the lake does not hold what its catalogue says
-    │   └── StoreError         the place where the lake lies does not take what is written
+    │   └── StoreError         the place where the lake lies fails, or does not do what a lake needs
     ├── DownloadError          a public file that cannot be had, or is not the one that it must be
     ├── ModelError             a model that is not there, or does not fit what is asked of it
     └── ServiceError           a served answer that is an error

@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -358,20 +358,6 @@ class Location:
             self._ask("delete_object")
         elif kind == FileType.File:
             Path(path).unlink(missing_ok=True)  # another process may be at it too
-
-    def abort_uploads(self, older_than_s: float) -> int:
-        """Give up transfers in parts to places below this one that were begun before a moment (seconds since the epoch)
-        and never ended: a store keeps their parts, unseen and paid for. Returns how many; there are none on disk."""
-        if not self.is_remote:
-            return 0
-        bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
-        listed = Location(f"s3://{bucket}", self.store)._ask("list_multipart_uploads", Prefix=f"{prefix}/")
-        begun = [u for u in listed.get("Uploads", []) if u["Initiated"].timestamp() < older_than_s]
-        for upload in begun:
-            place = Location(f"s3://{bucket}/{upload['Key']}", self.store)
-            with suppress(FileNotFoundError):  # it was ended, or given up by another, in the meantime
-                place._ask("abort_multipart_upload", UploadId=upload["UploadId"])
-        return len(begun)
 
     def entries(self, *, recursive: bool = True) -> Iterator[Entry]:
         """The files below this folder, by path; nothing where there is no folder."""

@@ -101,7 +101,7 @@ def _broken(jpegs: pa.Array) -> int:
     broken = 0
     for jpeg in jpegs:
         try:
-            simplejpeg.decode_jpeg(jpeg.as_buffer())
+            simplejpeg.decode_jpeg(jpeg.as_py())
         except ValueError:  # libjpeg says what; the count is what a curator needs
             broken += 1
     return broken

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -32,6 +33,7 @@ __all__ = ["Catalog"]
 
 PUBLISH_TRIES = 40
 COMPACT_FILES = 24  # small files after which a table is compacted in passing
+COMPACTING = "histolake.compacting"  # a property that each compaction sets anew, to be kept apart from others
 FILE_BYTES = (
     1 << 20
 )  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
@@ -356,14 +358,26 @@ class Catalog:
         """In passing: few small files, and a short log."""
         sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
         if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
-            try:
-                table.optimize.compact(
-                    target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
-                )
-            except FAILURES:
-                self._held.pop(name, None)  # another writer was at work; the next one compacts
+            self._held.pop(name, None)
+            with suppress(*FAILURES):  # another writer was at work; the next one compacts
+                self._compact(name, table)
+                table = self._newest(name)
         if table.version() % THIN_EVERY == 0:
             self._thin_log(name, table.version())
+
+    def _compact(self, name: str, table: DeltaTable) -> None:
+        """Join the small files of a table, unless another writer is at it.
+
+        delta-rs puts a compaction on top of whatever was committed meanwhile (`max_commit_retries` does not hold it),
+        another compaction of the same files too: then every row is there twice. What it does refuse is to go on top of
+        a change of the table's properties. So a compaction sets one first, in a commit that is not repeated, and then
+        reads the table: of two, the earlier is refused, or was done when the later one read.
+        """
+        fence = {COMPACTING: uuid.uuid4().hex}
+        table.alter.set_table_properties(fence, raise_if_not_exists=False, commit_properties=_ONCE)
+        self.table(name).optimize.compact(
+            target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
+        )
 
     def _thin_log(self, name: str, version: int) -> None:
         """Remove commits that are older than `KEEP_COMMITS` and than a checkpoint: listing the log is part of every

@@ -102,10 +102,9 @@ def _rejection_counts(lake: Lake) -> Counter[str]:
 def _rejections(lake: Lake, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     counts = _rejection_counts(lake)
     for row in rows:
-        if counts[row["ingest_id"]] != (row["n_rejections"] or 0):
-            text = (
-                f"the catalogue counts {row['n_rejections']} rejections, catalog/rejections {counts[row['ingest_id']]}"
-            )
+        held = counts[row["ingest_id"]]
+        if held != (row["n_rejections"] or 0):
+            text = f"the catalogue counts {row['n_rejections']} rejections, catalog/rejections holds {held}"
             yield _error(row, text, REPORT)
 
 
@@ -118,8 +117,9 @@ def _waste(
         return Finding(severity="waste", slide_id=None, ingest_id=ingest_id, finding=text, fix=VACUUM)
 
     named = {part["id"] for row in rows for part in row["fragments"] or []}
+    live = {lease.lease_id for lease in leases if lease.is_live()}
     for owner, ids in sorted(lake.pairs.owners(sorted(first.fragments - named)).items()):
-        if owner not in held:
+        if owner not in live:  # the catalogue may name its owner, and other fragments
             for fragment_id in ids:
                 yield waste(owner, f"fragment {fragment_id} belongs to no version")
     for owner, files in sorted(first.images.items()):

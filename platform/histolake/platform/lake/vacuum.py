@@ -14,7 +14,6 @@ and is neither leased nor named afterwards belongs to nobody.
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,8 +82,6 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     _sweep(lake)
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
-    with suppress(OSError):  # some stores do not tell of them
-        lake.root.abort_uploads(cutoff_s)
     freed += lake.pairs.clean(cutoff_s)
     abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
