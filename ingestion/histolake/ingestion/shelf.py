@@ -5,9 +5,9 @@ copy. A reference in a row of a dataset would not do: Ray counts it only where i
 pickled into a row.
 
 What waits is bounded twice. Slides are kept as long as they fit into `ROOM` of the object store; one for which there is
-no room, or that is lost with its node, is read again by those who write it. And a section is let in to be read only
-when it is less than so many sections after the oldest that is not whole yet, or reading would run ahead of writing and
-all the room would go to slides that are wanted last.
+no room, or that is lost with its node, is read again by those who write it. And a new section is let in to be
+read only when it is less than so many sections after the oldest that is not whole yet, or reading would run ahead of
+writing and all the room would go to slides that are wanted last.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ def through_pipeline(
     given = (shelf, root, settings)
     one, pool = (ray.data.ActorPoolStrategy(size=size) for size in (1, workers))
     data = data.map(_read, fn_args=given, num_cpus=cpus)
-    # The judge knows what it has judged; one that took its place would not.
-    once = {"max_restarts": 0, "max_task_retries": 0}
-    data = data.flat_map(_Judging, fn_constructor_args=(judge,), compute=one, num_cpus=0, **once)
+    data = data.flat_map(
+        _Judging, fn_constructor_args=(judge,), compute=one, num_cpus=0, ray_remote_args_fn=_never_again
+    )
     data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=cpus)
     for row in data.iter_rows():
         yield pickle.loads(row["item"])
@@ -95,7 +95,8 @@ def _slots() -> int:
 def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestSettings) -> dict[str, bytes]:
     """Read a section and judge its spots; the slide goes onto the shelf."""
     section: Begun = pickle.loads(row["item"])
-    shelf.wait_for(section.place)
+    if not section.is_known:  # the known ones are all read before any is written
+        shelf.wait_for(section.place)
     ingest_id = section.writer.ingest_id
     told: Look | SourceError
     try:
@@ -106,6 +107,12 @@ def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestS
     except SourceError as problem:
         told = problem
     return {"item": pickle.dumps((section, told))}
+
+
+def _never_again() -> dict[str, int]:
+    """Of the judge: it knows what it has judged, and one that took its place would not. Where it dies, the ingest ends;
+    what is whole is published, and the next run goes on."""
+    return {"max_restarts": 0, "max_task_retries": 0}
 
 
 class _Judging:

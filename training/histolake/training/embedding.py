@@ -178,7 +178,9 @@ class _Run:
         self.problems: dict[str, str] = {}  # by ingest
         self._lake, self._table, self._tell = lake, table, tell
         self._under_way: dict[str, _Slide] = {}
-        there = table.ingests()
+        view = table.view()
+        self._there, self._seen = view.ingests(), int(view.dataset.version)  # the table, and at which version
+        there = self._there
         self._todo = [row for row in slides if there.get(row["ingest_id"], 0) != row["n_pairs"]]
         self.skipped += len(slides) - len(self._todo)
         self._total = sum(row["n_pairs"] for row in self._todo)
@@ -204,7 +206,7 @@ class _Run:
                 self.elsewhere += 1
                 self._advance(rows)
                 continue
-            held = self._table.ingests().get(ingest_id, 0)
+            held = self._held(ingest_id)
             if held == rows:  # another run was done with it a moment ago
                 let_go(self._lake.keeper, claim)
                 self.skipped += 1
@@ -212,6 +214,7 @@ class _Run:
                 continue
             if held:
                 self._table.drop([ingest_id])
+                self._seen = 0
             starts = range(0, rows, self._run_rows)
             self._under_way[ingest_id] = _Slide(row["slide_id"], claim, len(starts))
             for number, start in enumerate(starts):
@@ -222,6 +225,13 @@ class _Run:
                     start=start,
                     stop=min(start + self._run_rows, rows),
                 )
+
+    def _held(self, ingest_id: str) -> int:
+        """How many rows of an ingest the table has now. It is read anew only where others have written to it."""
+        if int(self._table.dataset().version) != self._seen:
+            view = self._table.view()
+            self._there, self._seen = view.ingests(), int(view.dataset.version)
+        return self._there.get(ingest_id, 0)
 
     def _take(self, written: Written) -> None:
         """Note one run; with the last of its slide, commit them all."""
@@ -245,7 +255,10 @@ class _Run:
 
     def _append(self, ingest_id: str, parts: list[Written]) -> None:
         fragments: list[Fragment] = [part.fragment for part in parts if part.fragment is not None]
+        before = int(self._table.dataset().version)
         self._table.append(fragments)
+        if before == self._seen and int(self._table.dataset().version) == before + 1:
+            self._seen += 1  # the one commit was ours
         self.embedded.add(ingest_id)
         self.pairs += sum(part.rows for part in parts)
         self.without_image += sum(part.without_image for part in parts)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,9 +113,9 @@ def _vectors(vector_ND: np.ndarray, known_N: np.ndarray, width: int) -> pa.Array
 class View:
     """A table at one of its versions, with what was found out about it."""
 
-    def __init__(self, dataset: Any, owners: dict[int, str]) -> None:
+    def __init__(self, dataset: Any, known: dict[int, tuple[str, int]]) -> None:
         self.dataset = dataset
-        self._owners = owners  # fragment -> ingest, of all versions; neither changes
+        self._known = known  # fragment -> its ingest and rows, of all versions; neither changes
         self._states: dict[str, IndexState | None] = {}
 
     @cached_property
@@ -125,14 +126,16 @@ class View:
     @cached_property
     def parts(self) -> list[Part]:
         """Every fragment with its ingest, in the table's order. An owner that is not known yet costs one row read."""
-        found = [(int(part.fragment_id), int(part.count_rows())) for part in self.dataset.get_fragments()]
-        starts = np.concatenate([[0], np.cumsum([rows for _, rows in found], dtype=np.int64)]).tolist()
-        placed = [(fragment_id, start, rows) for (fragment_id, rows), start in zip(found, starts, strict=False)]
-        new = [(fragment_id, start) for fragment_id, start, _ in placed if fragment_id not in self._owners]
+        ids = [int(fragment_id) for fragment_id in self.dataset.fragment_ids()]
+        new = [fragment_id for fragment_id in ids if fragment_id not in self._known]
+        rows = {fragment_id: int(self.dataset.get_fragment(fragment_id).count_rows()) for fragment_id in new}
+        rows |= {fragment_id: self._known[fragment_id][1] for fragment_id in ids if fragment_id in self._known}
+        first = dict(zip(ids, accumulate((rows[fragment_id] for fragment_id in ids), initial=0), strict=False))
         if new:
-            first = self.dataset.take([start for _, start in new], columns=["ingest_id"])["ingest_id"].to_pylist()
-            self._owners.update((fragment_id, owner) for (fragment_id, _), owner in zip(new, first, strict=True))
-        return [Part(fragment_id, self._owners[fragment_id], start, rows) for fragment_id, start, rows in placed]
+            at = [first[fragment_id] for fragment_id in new]
+            owners = self.dataset.take(at, columns=["ingest_id"])["ingest_id"].to_pylist()
+            self._known.update((one, (owner, rows[one])) for one, owner in zip(new, owners, strict=True))
+        return [Part(one, self._known[one][0], first[one], rows[one]) for one in ids]
 
     def ingests(self) -> dict[str, int]:
         """ingest_id -> its rows."""
@@ -157,7 +160,7 @@ class EmbeddingTable:
         self._rows = PairsTable(location)
         self._session: Any = None  # Lance's caches, of indices above all
         self._view: tuple[tuple[str, int], View] | None = None
-        self._owners: tuple[str, dict[int, str]] = ("", {})
+        self._known: tuple[str, dict[int, tuple[str, int]]] = ("", {})
 
     def dataset(self) -> Any:
         """The newest `LanceDataset`."""
@@ -170,12 +173,12 @@ class EmbeddingTable:
         """The table as it is now."""
         dataset = self.dataset()
         made = (dataset.schema.metadata or {}).get(MADE, b"").decode()  # another where the table was made anew
-        if self._owners[0] != made:
-            self._owners = (made, {})
+        if self._known[0] != made:
+            self._known = (made, {})
         key = (made, int(dataset.version))
         held = self._view
         if held is None or held[0] != key:
-            held = self._view = (key, View(dataset, self._owners[1]))
+            held = self._view = (key, View(dataset, self._known[1]))
         return held[1]
 
     @property

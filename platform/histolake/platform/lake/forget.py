@@ -22,9 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError, UsageError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, write
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.removal import Removal, survey
+from histolake.platform.lake.vacuum import condemn
 from histolake.platform.lake.versions import floor_of, notes_naming, tags_of
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
 from histolake.platform.storage import Location
@@ -177,8 +179,13 @@ def forget(
 
     `models` names the registered models that saw them, for the receipt. Safe to repeat after a crash at any step.
     """
+    require_conditional_put(lake.root)
     finish(lake)
     chosen = _choose(lake, slide_id, patient, study)
+    # A dead attempt goes only where nobody adopts it: what its adopter is about to publish is a live writer's.
+    decided = tuple(lease for lease in chosen.dead if condemn(lake, lease))
+    live_writers = chosen.live_writers + len(chosen.dead) - len(decided)
+    chosen = replace(chosen, dead=decided, live_writers=live_writers)
     removal = survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead)
     receipt = _receipt(lake, chosen, removal, models)
     for name in receipt.notes:

@@ -28,7 +28,7 @@ __all__ = ["ANSWER", "nearest"]
 
 PROBED = 24  # cells looked into, where every row may be found; more where fewer may
 REFINE = 10  # candidates per answer that are compared again with the whole vector, for IVF_PQ
-BATCH_ROWS = 8_192
+BATCH_SCORES = 1 << 22  # queries times rows that are compared at once
 
 ANSWER = pa.schema(
     [
@@ -94,17 +94,21 @@ def _all(
     """Rows of the table and scores of the best k, by query, comparing every vector; memory holds one batch."""
     best_row_QK = np.zeros((len(query_QD), 0), dtype=np.int64)
     best_score_QK = np.zeros((len(query_QD), 0), dtype=np.float32)
-    for part in chosen:
-        at = part.first
-        for batch in dataset.get_fragment(part.fragment_id).to_batches(columns=[side], batch_size=BATCH_ROWS):
-            column = batch.column(0)
-            known_N = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    first = {part.fragment_id: part.first for part in chosen}
+    fragments = [dataset.get_fragment(part.fragment_id) for part in chosen]
+    if chosen:
+        batch_rows = max(256, min(8192, BATCH_SCORES // len(query_QD)))
+        scanner = dataset.scanner(columns=[side], fragments=fragments, with_row_address=True, batch_size=batch_rows)
+        for batch in scanner.to_batches():
+            column = batch.column(side)
+            known_N = column.is_valid().to_numpy(zero_copy_only=False)
+            address_N = batch.column("_rowaddr").to_numpy()[known_N]
+            rows_N = _first_of(first, address_N >> 32) + (address_N & 0xFFFFFFFF).astype(np.int64)
             # `flatten` leaves out the numbers of null vectors.
-            vector_ND = np.asarray(column.flatten(), dtype=np.float32).reshape(len(known_N), query_QD.shape[1])
+            vector_ND = np.asarray(column.flatten(), dtype=np.float32).reshape(len(rows_N), query_QD.shape[1])
             vector_ND = vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)
             score_QN = np.concatenate([best_score_QK, query_QD @ vector_ND.T], axis=1)
-            row_QN = np.concatenate([best_row_QK, np.tile(known_N + at, (len(query_QD), 1))], axis=1)
-            at += batch.num_rows
+            row_QN = np.concatenate([best_row_QK, np.tile(rows_N, (len(query_QD), 1))], axis=1)
             if score_QN.shape[1] > k:
                 keep_QK = np.argpartition(-score_QN, k - 1, axis=1)[:, :k]
                 score_QN = np.take_along_axis(score_QN, keep_QK, axis=1)
@@ -115,6 +119,12 @@ def _all(
         list(np.take_along_axis(best_row_QK, order_QK, axis=1)),
         list(np.take_along_axis(best_score_QK, order_QK, axis=1)),
     )
+
+
+def _first_of(first: dict[int, int], fragment_N: np.ndarray) -> np.ndarray:
+    """The table's row with which each row's fragment begins."""
+    ids, back = np.unique(fragment_N, return_inverse=True)
+    return np.array([first[int(one)] for one in ids], dtype=np.int64)[back.ravel()]
 
 
 def _answer(dataset: Any, rows: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> pa.Table:

@@ -58,7 +58,7 @@ def resolve(version: int | str | None, newest: int, properties: Mapping[str, str
     """
     if version is None:
         return newest
-    if isinstance(version, str) and not version.isdigit():
+    if isinstance(version, str) and not version.isdecimal():
         known = tags_of(properties)
         if version not in known:
             named = f"its tags are {', '.join(known)}" if known else "it has no tags"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, open_lake, show
+from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, open_version, show
 from histolake.platform.errors import SplitError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def units(
     """
     from histolake.platform.splits.split import Split
 
-    _end(open_lake(lake_uri).at(version), Split.by_unit(_fractions(fractions), seed), to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), Split.by_unit(_fractions(fractions), seed), to, each=each, as_json=as_json)
 
 
 @split.command("named")
@@ -100,7 +100,7 @@ def named(
     from histolake.platform.splits.split import Split
 
     made = Split.named(train=_names(train), validation=_names(validation), test=_names(test), cuts_units=cuts_units)
-    _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
 
 def _add_group(by: str, example: str) -> None:
@@ -121,7 +121,7 @@ def _add_group(by: str, example: str) -> None:
         shares = None if fractions is None else _fractions(fractions)
         lists: dict[str, Any] = {"validation": _names(validation), "test": _names(test)}
         made = Split.by_group(by, train=_names(train) if train else None, fractions=shares, seed=seed, **lists)
-        _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+        _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
     command.__doc__ = f"""Put all slides of one {by} on one side, by lists or by a hash of its name.
 
@@ -155,7 +155,7 @@ def leave_one_out(
     """
     from histolake.platform.splits.split import Split
 
-    snapshot = open_lake(lake_uri).at(version)
+    snapshot = open_version(lake_uri, version)
     made = Split.leave_one_out(snapshot.slides(), by)
     if fold is not None:
         if not 1 <= fold <= len(made):
@@ -209,7 +209,7 @@ def blocks(
     from histolake.platform.splits.split import Split
 
     made = Split.spatial_blocks(_fractions(fractions), seed, block_um=block_um, gap_um=gap_um)
-    _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
 
 @split.command("show")
@@ -224,7 +224,7 @@ def show_split(
 
     Example: `histolake lake split show split.json --each --lake /data/lake`
     """
-    _end(open_lake(lake_uri).at(version), read_split(file), None, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), read_split(file), None, each=each, as_json=as_json)
 
 
 def read_split(file: Path) -> Split:

@@ -77,8 +77,7 @@ def _pairs_of_blocks(
     """slide_id -> (side, rule) -> pairs."""
     counts: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     if cut:
-        fragments = len(snapshot.chunks(cut, rows=1 << 40))
-        for chunk, codes_N in watch(codes_of(snapshot, split, cut), fragments):
+        for chunk, codes_N in watch(codes_of(snapshot, split, cut), len(cut)):
             for code, count in Counter(codes_N.tolist()).items():
                 counts[chunk.slide_id][(LEFT_OUT, "band") if code == OUT else (SIDES[code], "")] += count
     return counts
