@@ -55,6 +55,10 @@ class Shelf:
         """The section is whole, or refused: let go of its slide, and let another one in. Does not wait."""
         self._keeper.done.remote(slide_id)
 
+    def is_first(self, what: str) -> bool:
+        """Whether nobody has asked this of the same before."""
+        return bool(self._ask("is_first", what))
+
     def take_down(self) -> None:
         """End it."""
         import ray
@@ -87,12 +91,18 @@ class _Keeper:
         self._ahead = ahead
         self._held: dict[str, tuple[int, list[Any]]] = {}
         self._done: set[str] = set()
+        self._asked: set[str] = set()
         self._changed = asyncio.Condition()
 
     async def wait_for(self, place: int) -> None:
         # Those before the oldest open section are done, so that it is always let in itself.
         async with self._changed:
             await self._changed.wait_for(lambda: place < len(self._done) + self._ahead)
+
+    async def is_first(self, what: str) -> bool:
+        known = what in self._asked
+        self._asked.add(what)
+        return not known
 
     async def room_bytes(self) -> int:
         return self._room_bytes

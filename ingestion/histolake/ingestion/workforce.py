@@ -66,9 +66,7 @@ def through_pipeline(
     given = (shelf, root, settings)
     one, pool = (ray.data.ActorPoolStrategy(size=size) for size in (1, workers))
     data = data.map(_read, fn_args=given, num_cpus=cpus)
-    data = data.flat_map(
-        _Judging, fn_constructor_args=(judge,), compute=one, num_cpus=0, ray_remote_args_fn=_never_again
-    )
+    data = data.flat_map(_Judging, fn_constructor_args=(judge, shelf), compute=one, num_cpus=0)
     data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=cpus)
     for row in data.iter_rows():
         yield pickle.loads(row["item"])
@@ -109,16 +107,13 @@ def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestS
     return {"item": pickle.dumps((section, told))}
 
 
-def _never_again() -> dict[str, int]:
-    """Of the judge: it knows what it has judged, and one that took its place would not. Where it dies, the ingest ends;
-    what is whole is published, and the next run goes on."""
-    return {"max_restarts": 0, "max_task_retries": 0}
-
-
 class _Judging:
-    """The actor's face of `Judge`."""
+    """The actor's face of `Judge`. It knows what it has judged, and one that Ray puts in its place would not: where it
+    dies, the ingest ends, what is whole is published, and the next run goes on."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, shelf: Shelf) -> None:
+        if not shelf.is_first("judge"):
+            raise RuntimeError("The worker that judges sections among each other died; run the ingest again.")
         self._judge = judge
 
     def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:

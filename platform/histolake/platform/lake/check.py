@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from histolake.platform.lake import audit_files, audit_rows
 from histolake.platform.lake.embeddings import audit
 from histolake.platform.lake.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.places import where_they_are
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "check"]
 
+FINISH = "`histolake lake forget --finish` ends it, unless its process is still at work"
 READ_AHEAD = 2  # batches of images and counts, 10 MB each or so
 BUFFER_BYTES = 32 << 20  # that Lance reads ahead of them
 AT_ONCE = 4  # ingests looked at together; most of the time is waiting for the store (in depth: one)
@@ -44,7 +46,7 @@ COLUMNS = [
 def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of: None) -> list[Finding]:
     """Everything that is not as it should be, in every version that the catalogue holds.
 
-    Without `deep` some 150 bytes a pair are read, and the shards of exports; with it all images and counts. Memory
+    Without `deep` some 1.5 KB a pair are read, and the shards of exports; with it all images and counts. Memory
     holds a few batches and the ids of a few slides.
     """
     broken = audit_files.catalog_files(lake)
@@ -64,6 +66,7 @@ def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of:
     found += audit(lake)
     found += _waste(lake, first, rows, held, leases)
     found += audit_files.leases_left(lake, leases, named)
+    found += _begun(lake)
     return _still(lake, list(dict.fromkeys(found)), named)
 
 
@@ -93,6 +96,14 @@ class _Seen:
             images={owner: [file.location.name for file in files] for owner, files in lake.images.files().items()},
             rejecting=set(_rejection_counts(lake)),
         )
+
+
+def _begun(lake: Lake) -> Iterator[Finding]:
+    """Forgettings whose process died: what they were to remove may still be there."""
+    for entry in forgotten_of(lake.catalog.properties()):
+        if entry.pending:
+            text = f"a forgetting of {len(entry.pending)} ingests that was begun at {entry.when} has not ended"
+            yield Finding(severity="error", slide_id=None, ingest_id="", finding=text, fix=FINISH)
 
 
 def _rejection_counts(lake: Lake) -> Counter[str]:
