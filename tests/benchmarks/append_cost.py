@@ -50,9 +50,9 @@ ADDED = 1_000_000  # the numbers of slides that are added in order to be timed
 
 def measure(work: Path, quick: bool = False) -> Figures:
     """All figures; keys as in the module's docstring."""
-    sizes = (0, 60, 120) if quick else SIZES
+    sizes = (0, 10, 20) if quick else SIZES
     spots = RUNS * 20 if quick else SPOTS
-    repeats = 3 if quick else REPEATS
+    repeats = 2 if quick else REPEATS
     slide = _slide(spots)
     figures: Figures = {}
     for prefix, fragments in FRAGMENTS.items():

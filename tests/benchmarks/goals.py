@@ -35,6 +35,7 @@ GOALS: Mapping[str, Goal] = {
     "loop_speedup": Goal(what="pairs a second on one core over the loop that peers run", least=3.0),
     "two_worker_gain": Goal(what="gain of a second worker over the bare kernel's of a second process", least=0.9),
     "worker_peak_mb": Goal(what="memory of the busiest worker, its own pages, MB", most=1500),
+    "driver_mb_per_1000_slides": Goal(what="growth of the driver's memory while it ingests 1,000 slides, MB", most=50),
     "append_cost_ratio": Goal(what="seconds to add a slide to a lake of 10,000 over an empty one", most=1.2),
     "append_metadata_ms": Goal(what="of these, all that is not the slide's rows, ms", most=150),
     "random_vs_parquet": Goal(what="batches of 256 random pairs, rate over tuned Parquet's", least=1.0),

@@ -98,6 +98,7 @@ class TiledJpeg:
         self._page = page
         self._decode = _fastest(self._decoders(), [self._packed(i) for i in self._some_tiles()])
         self._tiles: dict[int, Array] = {}
+        self._windows: dict[int, Array] = {}
         self._top_row = 0
         self.decoded = 0
 
@@ -125,19 +126,25 @@ class TiledJpeg:
         ]
 
     def window(self, x: int, y: int, side: int, clock: Clock) -> Array:
-        """A square of the image, put together from tiles."""
-        step = self._side
+        """A square of the image, put together from tiles; it is good until the next of its size is asked for."""
+        step, across = self._side, self._across
         self._drop(y // step)
-        window = np.empty((side, side, 3), np.uint8)
+        window = self._windows.get(side)
+        if window is None:
+            window = self._windows[side] = np.empty((side, side, 3), np.uint8)
+        columns = [
+            (column, slice(max(column * step - x, 0), column * step + step - x), slice(max(x - column * step, 0), step))
+            for column in range(x // step, (x + side - 1) // step + 1)
+        ]
         for row in range(y // step, (y + side - 1) // step + 1):
-            top = row * step
-            into, rows = slice(max(top - y, 0), top + step - y), slice(max(y - top, 0), y + side - top)
-            for column in range(x // step, (x + side - 1) // step + 1):
-                tile = self._tiles.get(row * self._across + column)
+            band = window[max(row * step - y, 0) : row * step + step - y]
+            rows = slice(max(y - row * step, 0), max(y - row * step, 0) + len(band))
+            for column, into, source in columns:
+                tile = self._tiles.get(row * across + column)
                 if tile is None:
-                    tile = self._tile(row * self._across + column, clock)
-                left = column * step
-                window[into, max(left - x, 0) : left + step - x] = tile[rows, max(x - left, 0) : x + side - left]
+                    tile = self._tile(row * across + column, clock)
+                part = band[:, into]
+                part[:] = tile[rows, source.start : source.start + part.shape[1]]
         return window
 
     def _tile(self, index: int, clock: Clock) -> Array:

@@ -28,7 +28,8 @@ from histolake.platform.storage import Location
 __all__ = ["rounds"]
 
 SECTIONS = 3
-WORKER = "worker"
+GENES = "genes"  # the driver, when a worker has given numbers to genes
+WORKERS = {"tiler": "Tiler", "judge": "Judging"}  # what is in the names of their processes
 BESIDE: list[Task] = [("plain/new", "one", 8)]
 PATIENCE_S = 300
 ROOT = Path(__file__).parents[2]
@@ -54,27 +55,33 @@ class _Game:
         self._copy(str(work / "undisturbed"))
         self._finish(self._ingest(str(work / "undisturbed"), None))
         self._after = contents(Lake.open(work / "undisturbed"))
-        self._points = [*DRIVER_POINTS, WORKER]
+        self._points = [*DRIVER_POINTS, GENES, *WORKERS]
 
     def play(self, number: int, uri: str) -> Counter[str]:
         """Kill, read, run again, compare, vacuum; the kill by its point."""
         chance = random.Random(self._seed * 1_000_003 + number)
         point = self._points[number % len(self._points)]
-        before = {} if point == "genes" else self._before  # genes get their numbers in a lake that lacks them
+        before = {} if point == GENES else self._before  # genes get their numbers in a lake that lacks them
         if before:
             self._copy(uri)
         lake = Lake.open(uri, create=True)
         version = lake.version
 
-        if point == WORKER:
-            self._finish(self._kill_worker(uri, chance))
+        if point in WORKERS:
+            self._kill_worker(uri, point, chance)
+        elif point == GENES:
+            self._kill_when_genes_have_numbers(lake)
         else:
             killed = self._ingest(uri, point)
             killed.communicate(timeout=PATIENCE_S)
             assert killed.returncode == -signal.SIGKILL, f"the driver at {point!r} ended with {killed.returncode}"
         told = contents(lake)
-        want = self._after if published(point) or point == WORKER else before
-        assert told == want, f"after a death at {point!r}: {_differ(told, want)}"
+        if point == "judge":  # none takes its place: the ingest ends, with what was whole by then
+            assert before.keys() == told.keys(), f"after a death at {point!r} the lake holds {sorted(told)}"
+            assert all(told[name] in (before[name], self._after[name]) for name in told), f"a section in part: {told}"
+        else:
+            want = self._after if published(point) or point in WORKERS else before
+            assert told == want, f"after a death at {point!r}: {_differ(told, want)}"
 
         again, beside = self._ingest(uri, None), start(uri, BESIDE)
         while again.poll() is None:
@@ -106,15 +113,26 @@ class _Game:
         _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, f"an ingest ended with {process.returncode}: {errors[-2000:]}"
 
-    def _kill_worker(self, uri: str, chance: random.Random) -> subprocess.Popen[str]:
-        """An ingest, one of whose tiling workers was killed soon after it came up."""
+    def _kill_worker(self, uri: str, kind: str, chance: random.Random) -> None:
+        """An ingest, one of whose workers is killed soon after it came up. A tiler's work is done by another."""
         process = self._ingest(uri, None)
-        while not (tilers := [pid for pid, words in descendants(os.getpid()) if _tiles(words)]):
-            assert process.poll() is None, f"the ingest ended before a worker tiled: {process.communicate()}"
+        while not (workers := [pid for pid, words in descendants(os.getpid()) if _does(words, WORKERS[kind])]):
+            assert process.poll() is None, f"the ingest ended before a {kind} was up: {process.communicate()}"
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 0.5))
-        os.kill(chance.choice(tilers), signal.SIGKILL)
-        return process
+        os.kill(chance.choice(workers), signal.SIGKILL)
+        if kind == "judge":
+            process.communicate(timeout=PATIENCE_S)
+        else:
+            self._finish(process)
+
+    def _kill_when_genes_have_numbers(self, lake: Lake) -> None:
+        process, version = self._ingest(lake.uri, None), lake.catalog.table("genes").version()
+        while lake.catalog.table("genes").version() == version:
+            assert process.poll() is None, f"the ingest ended before genes had numbers: {process.communicate()}"
+            time.sleep(0.01)
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
 
     def _copy(self, uri: str) -> None:
         """The lake as it was before, at another place."""
@@ -127,8 +145,8 @@ class _Game:
         assert found == wanted, f"{when}: {_differ(found, wanted)}"
 
 
-def _tiles(words: str) -> bool:
-    return words.startswith("ray::") and "Tiler" in words
+def _does(words: str, name: str) -> bool:
+    return words.startswith("ray::") and name in words
 
 
 def _differ(found: dict[str, str], wanted: dict[str, str]) -> str:

@@ -45,6 +45,8 @@ def rendered(text: str, result: Path) -> str:
     name = result.resolve().relative_to(ROOT).as_posix()
     day, commit = figures["when"][:10], figures["commit"]
     about = f"Measured {day} at commit {commit} in {figures['minutes']:g} minutes on {figures['machine']}."
+    if figures.get("quick"):
+        about += " A run with `--quick`: these figures mean little."
     made = f"<!-- figures of {name} -->\n{about}\n\n{table(figures)}\n<!-- end of figures -->"
     if not MARKED.search(text):
         raise ValueError(f"{PAGE.name} has no marks between which the figures go")

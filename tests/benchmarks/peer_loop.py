@@ -30,11 +30,10 @@ def run_peer_loop(
 ) -> tuple[int, float]:
     """Cut the patches of all spots; how many pairs were written, and in how many seconds."""
     import h5py
-    import openslide
 
     began = time.perf_counter()
     n = 0
-    slide = openslide.open_slide(str(image))
+    slide = _opened(image)
     with h5py.File(out, "w") as file:
         jpeg = h5py.vlen_dtype(np.uint8)
         columns = [
@@ -47,6 +46,32 @@ def run_peer_loop(
             n += 1
     slide.close()
     return n, time.perf_counter() - began
+
+
+def _opened(image: Path) -> Any:
+    """A slide by OpenSlide; a plain picture, which OpenSlide does not know, by Pillow, whole in memory."""
+    import openslide
+
+    return openslide.open_slide(str(image)) if openslide.OpenSlide.detect_format(str(image)) else _Picture(image)
+
+
+class _Picture:
+    """A plain picture with OpenSlide's way to ask for a region."""
+
+    def __init__(self, path: Path) -> None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = None
+        self._picture = Image.open(path)
+        self._picture.load()
+
+    def read_region(self, corner: tuple[int, int], _level: int, size: tuple[int, int]) -> Any:
+        """The region as a picture of Pillow's."""
+        return self._picture.crop((*corner, corner[0] + size[0], corner[1] + size[1]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._picture.close()
 
 
 def _patch(slide: Any, x: float, y: float, side: int, max_px: int, quality: int) -> bytes:

@@ -12,8 +12,8 @@ from tests.platform.lake_writer import kill_after
 
 __all__ = ["DRIVER_POINTS", "command"]
 
-# What the driver does; pictures and fragments are the workers'.
-DRIVER_POINTS = {name: target for name, target in POINTS.items() if name not in ("picture", "fragment")} | {
+# What the driver does; genes, pictures and fragments are the workers'.
+DRIVER_POINTS = {name: target for name, target in POINTS.items() if name not in ("genes", "picture", "fragment")} | {
     "fragments": "histolake.ingestion.pipeline:_Waiting.take",  # a worker's fragment is told to the driver
 }
 

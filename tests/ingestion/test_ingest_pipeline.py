@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histolake.ingestion import pipeline, runs, shelf
+from histolake.ingestion import pipeline, shelf
 from histolake.ingestion.discover import find_sections
 from histolake.ingestion.outcome import Outcome
 from histolake.ingestion.readers import Listing, reader
+from histolake.ingestion.runs import RunSizes
 from histolake.ingestion.scale import ScaleSettings, settle
 from histolake.platform.lake import Lake
 from histolake.platform.settings import load_settings
@@ -231,7 +232,7 @@ def test_sections_of_many_runs_come_out_whole_and_in_order(
 ) -> None:
     make_section(tmp_path / "in/a", seed=1)
     make_section(tmp_path / "in/b", seed=2)
-    monkeypatch.setattr(runs, "LARGEST", 25)
+    monkeypatch.setattr(pipeline, "RUN_SPOTS", RunSizes(largest=25))
     monkeypatch.setattr(pipeline, "WAVE", 1)
     monkeypatch.setattr(shelf, "ROOM", 0.0)  # nothing is handed over: every worker reads the section for itself
     ingest(tmp_path / "in", tmp_path / "small")

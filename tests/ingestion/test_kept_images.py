@@ -38,7 +38,7 @@ def overview_of(lake: Lake, ingest_id: str) -> np.ndarray:
 def cut(lake: Lake, work: Work) -> list[tuple[bytes, bytes]]:
     """The patches that a worker writes."""
     worker = SlideWorker(lake.root, RULES)
-    rows, _ = worker._slide(work).rows(work.start, work.stop)
+    rows, _ = worker._section(work, lambda: None).rows(work.start, work.stop)
     return list(zip(rows["spot_image"].to_pylist(), rows["niche_image"].to_pylist(), strict=True))
 
 

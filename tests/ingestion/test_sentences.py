@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from histolake.ingestion.sentences import SentenceSettings, gene_sentences
+from histolake.ingestion.sentences import GeneSentences, SentenceSettings, gene_sentences
 
 ALL = SentenceSettings(exclude="")
 
@@ -28,6 +28,27 @@ def test_agrees_with_a_plain_sort() -> None:
     dense = rng.poisson(0.8, (300, 400)).astype(np.float32) * rng.choice([1, 0.37], 400).astype(np.float32)
     found = gene_sentences(csr_array(dense), symbols, SentenceSettings(length=17, exclude=""))
     assert found == [plainly(row, symbols, 17) for row in dense]
+
+
+def test_rows_of_very_different_depth_follow_each_other() -> None:
+    """What the last row was cut at tells nothing of the next."""
+    rng = np.random.default_rng(3)
+    symbols = [f"G{i}" for i in rng.permutation(300)]
+    depth = np.array([500, 0.02, 30, 0, 900, 900, 1e-3, 4, 0.3, 60])[:, None]
+    dense = rng.poisson(rng.gamma(0.5, 2.0, 300) * depth).astype(np.float32)
+    dense = np.concatenate([dense, dense * np.float32(1e-4), dense * np.float32(1e6)])
+    found = gene_sentences(csr_array(dense), symbols, SentenceSettings(length=23, exclude=""))
+    assert found == [plainly(row, symbols, 23) for row in dense]
+    assert GeneSentences(symbols, SentenceSettings(length=23, exclude="")).of_sums(dense) == found
+
+
+def test_genes_that_are_left_out_do_not_take_the_place_of_others() -> None:
+    dense = np.random.default_rng(4).poisson(3.0, (50, 120)).astype(np.float32)
+    symbols = [f"MT-{i}" if i % 3 else f"G{i}" for i in range(120)]
+    dense[:, np.arange(120) % 3 > 0] += 50
+    found = gene_sentences(csr_array(dense), symbols, SentenceSettings(length=10))
+    told = [i for i in range(120) if i % 3 == 0]
+    assert found == [plainly(row[told], [symbols[i] for i in told], 10) for row in dense]
 
 
 def test_a_stored_zero_is_no_expression() -> None:

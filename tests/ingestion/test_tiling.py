@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from histolake.ingestion.tiling import PatchSettings, focus, measure, patch_window, tile, tissue_fraction
+from histolake.ingestion.tiling import (
+    PairTiler,
+    PatchSettings,
+    focus,
+    measure,
+    patch_window,
+    reduced,
+    tile,
+    tissue_fraction,
+)
 
 FINE = PatchSettings(jpeg_quality=100)
 
@@ -140,3 +152,74 @@ def test_measuring_alone_finds_what_tiling_finds() -> None:
     tissue, sharpness = measure(image, centres, width_um=50, um_per_px=0.5)
     np.testing.assert_array_equal(tissue, tiles.tissue_fraction_N)
     np.testing.assert_array_equal(sharpness, tiles.focus_N)
+
+
+def test_both_patches_of_a_spot_in_one_visit_are_what_each_is_alone() -> None:
+    image, centres = ArrayImage(picture()), np.random.default_rng(1).uniform(-20, 620, (60, 2))
+    rules = PatchSettings(max_px=64)
+    tiler = PairTiler(image, centres, spot_um=30, niche_um=130, um_per_px=0.5, settings=rules)
+    spots, niches = (tile(image, centres, width_um=w, um_per_px=0.5, settings=rules) for w in (30, 130))
+    for start, stop in [(0, 60), (10, 25), (25, 60)]:
+        found, around = tiler.pairs(start, stop)
+        assert found.jpegs == spots.jpegs[start:stop]
+        assert around.jpegs == niches.jpegs[start:stop]
+        for name in ("tissue_fraction_N", "focus_N", "outside_N"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(spots, name)[start:stop])
+        np.testing.assert_array_equal(around.outside_N, niches.outside_N[start:stop])
+    tiler.close()
+
+
+@pytest.mark.parametrize("side", [225, 448, 1041])
+def test_a_reduction_is_pillows_bicubic_but_for_roundings(side: int) -> None:
+    patch = np.random.default_rng(2).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    patch[: side // 2] = picture(side // 20 * 20 + 40, side // 20 * 20 + 40)[: side // 2, :side]
+    wanted = np.asarray(Image.fromarray(patch).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
+    found = reduced(patch, 224)
+    assert found.dtype == np.uint8 and found.shape == (224, 224, 3)
+    assert np.abs(found - wanted).max() <= 2
+    assert np.abs(found - wanted).mean() < 0.02
+
+
+REDUCES = """
+import hashlib, numpy as np, torch
+from histolake.ingestion.tiling import reduced
+rng = np.random.default_rng(0)
+told = hashlib.sha256()
+for side in (225, 512, 1041):
+    told.update(np.ascontiguousarray(reduced(rng.integers(0, 255, (side, side, 3), dtype=np.uint8), 224)))
+print(torch.backends.cpu.get_cpu_capability(), told.hexdigest())
+"""
+
+
+def test_a_reduction_has_the_same_pixels_with_vector_units_and_without() -> None:
+    told = []
+    for allowed in ("default", "avx2"):
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": allowed}
+        done = subprocess.run([sys.executable, "-c", REDUCES], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout.split())
+    assert told[0][0] == "DEFAULT"
+    assert len({digest for _, digest in told}) == 1
+
+
+def slowly(patch: np.ndarray) -> tuple[float, float]:
+    """Tissue and focus by their definitions, pixel by pixel in float64."""
+    high, low = patch.max(axis=2).astype(int), patch.min(axis=2).astype(int)
+    tissue = (high - low > 24) | ((high < 100) & (high > 20))
+    grey = patch @ np.array([0.299, 0.587, 0.114])
+    middle = grey[1:-1, 1:-1]
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
+    return float(tissue.mean()), float(laplacian.var() / middle.var()) if middle.var() > 1e-3 else 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 40), (40, 5), (224, 224), (424, 424)])
+def test_figures_are_what_their_definitions_say(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    for patch in (
+        rng.integers(0, 255, (*shape, 3), dtype=np.uint8),
+        rng.integers(0, 130, (*shape, 3), dtype=np.uint8) // 6 + rng.integers(0, 110, (*shape, 1), dtype=np.uint8),
+    ):
+        tissue, sharpness = slowly(patch)
+        assert tissue_fraction(patch) == pytest.approx(tissue, abs=1e-12)
+        assert focus(patch) == pytest.approx(sharpness, rel=2e-5)
+    assert focus(np.zeros((2, 50, 3), dtype=np.uint8)) == 0.0

@@ -37,6 +37,7 @@ class Faults:
     cut: float = 0.0  # share of all answers to reads that end in the middle
     lose: float = 0.0  # share of requests that write, which the store carries out and the client sees fail
     lose_commits: float = 0.0  # the same, of those that create a file only if it is absent: each is a commit
+    lose_completions: int = 0  # of so many transfers in parts the end is carried out and seen to fail
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,16 +48,18 @@ class Faults:
     def draw(self, method: str, path: str, headers: Any) -> tuple[str, bool]:
         """What goes wrong with a request ("" for nothing), and whether the connection is cut rather than answered."""
         commit = method == "PUT" and headers.get("If-None-Match") is not None
+        completion = method == "POST" and "uploadId=" in path
         writes = method in ("PUT", "POST", "DELETE")
         with self._lock:
             chances = [self._random.random() for _ in range(5)]
+            certain = completion and self.happened["lost completion"] < self.lose_completions
         fault = ""
         if chances[0] < self.refuse:
             fault = "refused"
         elif commit and chances[1] < self.lose_commits:
             fault = "lost commit"
-        elif writes and chances[2] < self.lose:
-            fault = "lost completion" if "uploadId=" in path and method == "POST" else "lost"
+        elif certain or (writes and chances[2] < self.lose):
+            fault = "lost completion" if completion else "lost"
         elif method == "GET" and chances[3] < self.cut:
             fault = "torn"
         with self._lock:

@@ -30,19 +30,23 @@ def rows(slide_id: str, digest: str, count: int, first: int = 0) -> pa.Table:
         made.append(
             {
                 **dict.fromkeys(PAIRS.names),
-                "pair_id": hashlib.sha256(f"{slide_id}\0{number}".encode()).digest()[:16],
+                "pair_id": _pair_id(slide_id, number),
                 "ingest_id": "",
                 "slide_id": slide_id,
                 "barcode": f"{slide_id}-spot-{number}",
                 "x_um": float(number),
-                "spot_image": random.bytes(3000),
+                "spot_image": b"\xff\xd8\xff" + random.bytes(3000) + b"\xff\xd9",  # framed as a JPEG
                 "sentence": f"GENE{number} ACTB",
                 "gene_ids": genes.tolist(),
                 "counts": random.integers(1, 50, size=30).astype(float).tolist(),
-                "niche": [random.bytes(16) for _ in range(3)],
+                "niche": [_pair_id(slide_id, other) for other in range(4) if other != number][:3],
             }
         )
     return pa.Table.from_pylist(made, schema=PAIRS)
+
+
+def _pair_id(slide_id: str, number: int) -> bytes:
+    return hashlib.sha256(f"{slide_id}\0{number}".encode()).digest()[:16]
 
 
 def ingest(

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histolake.platform.blocks import OUT, block_sides
 from histolake.platform.errors import SplitError
 from histolake.platform.lake import Lake, Snapshot
-from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Split
+from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Selection, Split
+from histolake.platform.splits.blocks import OUT, block_sides
 
 # The same examples every time: a test that fails here fails everywhere.
 EXAMPLES = settings(deadline=None, derandomize=True, database=None)

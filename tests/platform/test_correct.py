@@ -50,7 +50,8 @@ def ingest(lake: Lake, digest: str, **record: Any) -> str:
 def _rows(digest: str) -> pa.Table:
     columns = {name: [f"{digest}{n}" for n in range(4)] for name in ("slide_id", "ingest_id", "barcode", "sentence")}
     made = [
-        dict.fromkeys(PAIRS.names) | {k: v[n] for k, v in columns.items()} | {"pair_id": bytes(16)} for n in range(4)
+        dict.fromkeys(PAIRS.names) | {k: v[n] for k, v in columns.items()} | {"pair_id": bytes([n]) * 16}
+        for n in range(4)
     ]
     return pa.Table.from_pylist(made, schema=PAIRS)
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from histolake.platform.errors import StoreError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.vacuum import vacuum
 
@@ -64,3 +65,9 @@ def test_images_in_a_store(bucket: str, tmp_path: Path) -> None:
     assert not path.exists()
     assert vacuum(lake).images == 3
     assert lake.images.files() == {}
+
+
+def test_a_place_that_takes_nothing_is_not_the_sections_fault(lake: Lake) -> None:
+    (Path(lake.uri) / "images").write_text("in the way")
+    with pytest.raises(StoreError, match="could not be written"):
+        lake.images.write(lake.images.picture("a"), partial(say, "overview"))

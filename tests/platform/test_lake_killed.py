@@ -10,7 +10,7 @@ import pytest
 from tests.object_store import environment
 from tests.platform import lake_writer
 from tests.platform.flaky_store import Faults, flaky_store
-from tests.platform.killing import POINTS, Task, content, leftovers, published, start, undisturbed
+from tests.platform.killing import POINTS, Task, content, contents, leftovers, published, start, undisturbed
 
 from histolake.platform.lake import Lake
 from histolake.platform.lake.check import check
@@ -92,37 +92,51 @@ def test_four_at_once_two_of_the_same_slide(place: str, tmp_path: Path) -> None:
     assert leftovers(lake) == [] and check(lake) == []
 
 
+SHARES: list[list[Task]] = [
+    [("c/a", "one", 20), ("c/a", "two", 30), ("c/d", "one", 6)],
+    [("c/b", "one", 16), ("c/c", "one", 8), ("c/b", "two", 12)],
+]
+BIG: Task = ("c/big", "one", 3600)  # its fragments go to the store in parts
+
+
+@pytest.fixture(scope="module")
+def all_shares(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the shares leave, with the big slide and without."""
+    folder = tmp_path_factory.mktemp("shares") / "lake"
+    undisturbed(folder, [task for share in SHARES for task in share])
+    small = contents(Lake.open(folder))
+    undisturbed(folder, [BIG])
+    return small | {"c/big": contents(Lake.open(folder))["c/big"]}
+
+
 @pytest.mark.parametrize(
-    "faults",
+    ("faults", "big"),
     [
-        Faults(refuse=1 / 20, seed=1),
-        Faults(cut=1 / 20, seed=2),
-        Faults(lose=1 / 20, seed=3),
-        Faults(lose_commits=1 / 2, seed=4),
-        Faults(refuse=1 / 20, cut=1 / 20, lose=1 / 20, lose_commits=1 / 5, seed=5),
+        (Faults(refuse=1 / 20, seed=1), False),
+        (Faults(cut=1 / 20, seed=2), False),
+        (Faults(lose=1 / 10, lose_completions=2, seed=3), True),
+        (Faults(lose_commits=1 / 2, seed=4), False),
+        (Faults(refuse=1 / 20, cut=1 / 20, lose=1 / 20, lose_commits=1 / 5, seed=5), False),
     ],
     ids=["refused", "torn", "lost", "lost commits", "all of it"],
 )
 def test_a_store_that_fails(
-    faults: Faults, store: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faults: Faults, big: bool, all_shares: dict[str, str], store: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[list[Task]] = [
-        [("c/a", "one", 20), ("c/a", "two", 30), ("c/big", "one", 2500)],
-        [("c/b", "one", 16), ("c/c", "one", 8), ("c/b", "two", 12)],
-    ]
     with flaky_store(store, faults) as endpoint:
         for name, value in environment(endpoint).items():
             monkeypatch.setenv(name, value)
-        writers = [start(f"{bucket}/lake", share) for share in shares]
+        writers = [start(f"{bucket}/lake", share) for share in [*SHARES, *([[BIG]] if big else [])]]
         for writer in writers:
             writer.join(400)
-        assert [writer.exitcode for writer in writers] == [0, 0]
+        assert {writer.exitcode for writer in writers} == {0}
         vacuum(Lake.open(f"{bucket}/lake"), clock_slack_s=2)
     assert sum(faults.happened.values()) - faults.happened["passed"] > 3, faults.happened
+    assert faults.happened["lost completion"] >= faults.lose_completions
     monkeypatch.setenv("AWS_ENDPOINT_URL", store)
     lake = Lake.open(f"{bucket}/lake")
-    assert content(lake) == undisturbed(tmp_path / "one-by-one", [task for share in shares for task in share])
-    assert lake.catalog.slides(["slide_id"]).num_rows == 6, "every ingest was published once"
-    assert lake.catalog.rejections().num_rows == 12, "and its rejections, too"
+    assert contents(lake) == {slide: told for slide, told in all_shares.items() if big or slide != "c/big"}
+    assert lake.catalog.slides(["slide_id"]).num_rows == 6 + big, "every ingest was published once"
+    assert lake.catalog.rejections().num_rows == 2 * (6 + big), "and its rejections, too"
     clean_up(lake)
     assert leftovers(lake) == [] and check(lake) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake.exceptions import DeltaError
@@ -179,14 +180,21 @@ def test_reading_chunks_in_any_order(lake: Lake, writer: ModuleType) -> None:
     writer.ingest(lake, "c/a", "1", 7)
     snapshot = lake.at()
     chunks = snapshot.chunks(rows=4)
-    assert [chunk.rows for chunk in chunks] == [3, 4, 4, 1, 4, 1]
+    assert [chunk.rows for chunk in chunks] == [4, 3, 4, 4, 2]
     everything = [name for batch in snapshot.pairs(["barcode"]) for name in batch["barcode"].to_pylist()]
     assert everything == [name for chunk in chunks for name in snapshot.read(chunk, ["barcode"])["barcode"].to_pylist()]
     assert everything[0] == "c/a-spot-0" and len(everything) == 17
-    picked = snapshot.read(chunks[1], ["barcode"], rows=[3, 0, 3])["barcode"].to_pylist()
-    assert picked == ["c/a-spot-6", "c/a-spot-3", "c/a-spot-6"]
+    picked = snapshot.read(chunks[0], ["barcode"], rows=[3, 0, 3, 2])["barcode"].to_pylist()  # of two fragments
+    assert picked == ["c/a-spot-3", "c/a-spot-0", "c/a-spot-3", "c/a-spot-2"]
+    assert snapshot.read(chunks[1], ["barcode"], rows=[]).num_rows == 0
     with pytest.raises(IndexError):
-        snapshot.read(chunks[1], ["barcode"], rows=[4])
+        snapshot.read(chunks[1], ["barcode"], rows=[3])
+    places = np.array([(4, 1), (0, 3), (2, 0), (0, 0), (4, 1), (1, 2)])
+    taken = snapshot.take(chunks, places, ["barcode"])["barcode"].to_pylist()
+    assert taken == ["c/b-spot-9", "c/a-spot-3", "c/b-spot-0", "c/a-spot-0", "c/b-spot-9", "c/a-spot-6"]
+    assert snapshot.take(chunks, np.zeros((0, 2), dtype=int), ["barcode"]).num_rows == 0
+    with pytest.raises(IndexError):
+        snapshot.take(chunks, np.array([(4, 2)]), ["barcode"])
 
 
 def test_errors_say_what_is_wrong(lake: Lake, tmp_path: Path) -> None:

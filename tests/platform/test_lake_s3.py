@@ -95,3 +95,23 @@ def test_a_file_that_is_replaced_is_read_whole(bucket: str) -> None:
     place.delete()
     with pytest.raises(FileNotFoundError):
         place.read_bytes()
+
+
+def test_transfers_in_parts_that_never_ended_go(remote: Lake) -> None:
+    bucket, _, key = remote.root.join("images", "x.tif").uri.removeprefix("s3://").partition("/")
+    client = remote.root.s3_client()
+
+    def begin(key: str) -> None:
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"half a pyramid")
+
+    def open_ones() -> list[str]:
+        return [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+    begin(key)
+    begin("elsewhere/y.tif")
+    vacuum(remote)
+    assert sorted(open_ones()) == sorted([key, "elsewhere/y.tif"]), "somebody may be at it"
+    time.sleep(1.1)  # the store's clock counts whole seconds
+    vacuum(remote, clock_slack_s=0)
+    assert open_ones() == ["elsewhere/y.tif"]

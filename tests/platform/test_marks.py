@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from histolake.platform.marks import marks
+from histolake.platform.splits import marks
 
 
 def row(slide_id: str, patient: str | None, *alike: str, study: str | None = "s") -> dict[str, Any]:

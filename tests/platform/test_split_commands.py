@@ -16,8 +16,8 @@ from histolake.platform.cli import app
 from histolake.platform.errors import SplitError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.correct import corrections
-from histolake.platform.split_commands import read_split
 from histolake.platform.splits import Split
+from histolake.platform.splits.commands import read_split
 
 NOTHING = pa.table({"rule": pa.array([], pa.string())})
 SPOTS = 120

@@ -10,8 +10,7 @@ import pytest
 
 from histolake.platform.errors import SplitError
 from histolake.platform.lake import Snapshot
-from histolake.platform.selection import Selection
-from histolake.platform.splits import SIDES, Split
+from histolake.platform.splits import SIDES, Selection, Split
 from histolake.serving.evaluation import Evaluator
 from histolake.serving.evaluation.protocol import Subject
 from histolake.serving.evaluation.sections import read_section

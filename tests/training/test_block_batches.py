@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from histolake.platform.lake import Lake, Snapshot
-from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, Split
+from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.loop import TrainPlan, first_pictures, make_reader, training_pairs
 from histolake.training.models import build_encoder, load_model, save_model
 from histolake.training.reading import PairReader

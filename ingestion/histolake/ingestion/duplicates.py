@@ -200,6 +200,10 @@ class KnownSlides:
         self._hashes, self._owner = hashes[order], np.concatenate([self._owner, owner])[order]
         self._sorted = len(self._sketches)
 
+    def has(self, slide_id: str) -> bool:
+        """Whether a slide of this name is known, be its content replaced by now or not."""
+        return slide_id in self._number
+
     def _note(self, slide_id: str, sketch: Sequence[int] | None, picture: str | None) -> None:
         if slide_id in self._number:
             self._gone.add(self._number[slide_id])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import DuplicateSettings, KnownSlides
-from histolake.ingestion.runs import cut
+from histolake.ingestion.runs import RunSizes, cut
 from histolake.ingestion.twins import Twin, tell_one
 from histolake.ingestion.worker import Look, Work
 from histolake.platform.errors import SourceError
@@ -54,7 +54,7 @@ def in_order(sections: Sequence[Begun]) -> list[Begun]:
 
 
 class Judge:
-    """Judges the sections of a wave, which must come in the order of their places."""
+    """Judges the sections of a wave, in the order of their places."""
 
     def __init__(
         self,
@@ -64,27 +64,32 @@ class Judge:
         *,
         sections: Sequence[Begun],
         workers: int,
+        sizes: RunSizes,
     ) -> None:
         """`content` is that of the slides that the lake holds; `workers` will write what is judged."""
         self._root = root
         self._content = content
         self._settings = settings
-        self._workers = workers
+        self._workers, self._sizes = workers, sizes
         self._sections_left = len(sections)
-        self._known_left = sum(section.is_known for section in sections)
-        self._waiting: list[tuple[Begun, Look | SourceError]] = []
+        self._known = sum(section.is_known for section in sections)
+        self._next = 0  # the place that is judged next
+        self._waiting: dict[int, tuple[Begun, Look | SourceError]] = {}  # by place
         self._allocated: dict[str, set[tuple[str, str | None]]] = {}  # species -> genes that got numbers from here
 
     def judge(self, section: Begun, read: Look | SourceError) -> Iterator[Judged | Work]:
-        """The verdicts that a section allows, each followed by the runs of its section."""
-        self._waiting.append((section, read))
-        self._known_left -= section.is_known
-        if self._known_left:
-            return
-        # What was known under the name of a section that is read again no longer counts.
-        self._content.forget([s.slide_id for s, told in self._waiting if s.is_known and isinstance(told, Look)])
-        while self._waiting:
-            yield from self._verdict(*self._waiting.pop(0))
+        """The verdicts that a section allows, each followed by the runs of its section. Sections may come in any order;
+        all of them are judged when the last one has come."""
+        self._waiting[section.place] = (section, read)
+        if self._next == 0 and self._known:
+            if any(place not in self._waiting for place in range(self._known)):
+                return
+            # What was known under the name of a section that is read again no longer counts.
+            known = [self._waiting[place] for place in range(self._known)]
+            self._content.forget([section.slide_id for section, told in known if isinstance(told, Look)])
+        while self._next in self._waiting:
+            yield from self._verdict(*self._waiting.pop(self._next))
+            self._next += 1
 
     def _verdict(self, section: Begun, read: Look | SourceError) -> Iterator[Judged | Work]:
         told = tell_one(section.candidate, read, self._content, self._settings)
@@ -93,7 +98,7 @@ class Judge:
             yield Judged(slide_id=section.slide_id, told=told)
             return
         self._number_genes(told)
-        runs = cut(told.n_kept, workers=self._workers, sections=self._sections_left)
+        runs = cut(told.n_kept, self._sizes, workers=self._workers, sections=self._sections_left)
         self._sections_left -= 1
         yield Judged(slide_id=section.slide_id, told=told, runs=len(runs))
         images = LakeImages(self._root)

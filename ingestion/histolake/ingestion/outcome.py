@@ -127,12 +127,20 @@ def adopted(candidate: Candidate, attempt: Attempt) -> Outcome:
     )
 
 
-def unchanged(candidate: Candidate, row: dict[str, Any], lake: Lake) -> Outcome:
-    """The outcome of a section that the lake holds already. One that was refused then is refused now."""
+def unchanged(found: Sequence[tuple[Candidate, dict[str, Any]]], lake: Lake) -> dict[str, Outcome]:
+    """The outcomes, by slide_id, of sections that the lake holds already in these rows. One that was refused then is
+    refused now."""
+    if not found:
+        return {}
+    version = lake.version
+    refused = sorted({row["ingest_id"] for _, row in found if row["status"] == "refused"})
+    why = {row["ingest_id"]: row for row in lake.catalog.rejections(refused).to_pylist()} if refused else {}
+    return {c.slide_id: _unchanged(c, row, why.get(row["ingest_id"], {}), version) for c, row in found}
+
+
+def _unchanged(candidate: Candidate, row: dict[str, Any], why: dict[str, Any], version: int) -> Outcome:
     if row["status"] == "refused":
-        why = lake.at().rejections().to_pylist()
-        told = next(r for r in why if r["ingest_id"] == row["ingest_id"])
-        return _of(candidate, "refused", rule=told["rule"], reason=told["reason"], lake_version=lake.version)
+        return _of(candidate, "refused", rule=why.get("rule"), reason=why.get("reason"), lake_version=version)
     return _of(
         candidate,
         "unchanged",
@@ -141,7 +149,7 @@ def unchanged(candidate: Candidate, row: dict[str, Any], lake: Lake) -> Outcome:
         spots_refused=row["n_rejections"],
         flags=tuple(row["flags"] or ()),
         corrected=tuple(entry["column"] for entry in row["corrected"] or ()),
-        lake_version=lake.version,
+        lake_version=version,
     )
 
 

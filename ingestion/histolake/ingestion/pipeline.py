@@ -37,7 +37,7 @@ from histolake.ingestion.outcome import (
     unchanged,
 )
 from histolake.ingestion.rows import IngestSettings
-from histolake.ingestion.runs import SMALLEST
+from histolake.ingestion.runs import RunSizes
 from histolake.ingestion.shelf import put_up
 from histolake.ingestion.twins import Live, Twin, known_slides, tell_apart, twin_digest
 from histolake.ingestion.worker import Look, Written, source_digest
@@ -51,6 +51,7 @@ __all__ = ["ingest", "ingest_settings", "plan", "settings_digest", "workers_for"
 
 FORMAT = 3  # raise it when the same files under the same settings come out as other rows
 WAVE = 256  # sections begun at once
+RUN_SPOTS = RunSizes()  # in a fragment
 AHEAD = 3  # sections that are read or written at once, for each worker that writes
 PUBLISH_EVERY_S = 30.0  # what is staged and not yet published when a run dies is adopted by the next one
 
@@ -81,16 +82,14 @@ def settings_digest(settings: IngestSettings) -> str:
 
 def plan(candidates: Iterable[Candidate], lake: Lake | None, settings: IngestSettings, tell: Progress) -> list[Outcome]:
     """What `ingest` would do and what it would cost (see `estimate`), without writing. Ray must be running."""
-    live = Live(()) if lake is None else Live.of(lake)
     known = known_slides(lake)
-    planned = (_planned(wave, lake, live, known, settings, tell) for wave in _waves(candidates))
+    planned = (_planned(wave, lake, known, settings, tell) for wave in _waves(candidates))
     return [outcome for outcomes in planned for outcome in outcomes]
 
 
 def _planned(
     wave: Sequence[Candidate],
     lake: Lake | None,
-    live: Live,
     known: KnownSlides,
     settings: IngestSettings,
     tell: Progress,
@@ -99,10 +98,15 @@ def _planned(
     digest = settings_digest(settings)
     digests = in_tasks(source_digest, [(c,) for c in wave], "looking at files", tell)
     found: dict[str, Outcome] = {c.slide_id: o for c, d in zip(wave, digests, strict=True) if (o := left(c, d))}
-    for c, d in zip(wave, digests, strict=True):
-        row = None if isinstance(d, SourceError) else live.row(c.slide_id, d, digest)
-        if row is not None and lake is not None and c.slide_id not in found:
-            found[c.slide_id] = unchanged(c, row, lake)
+    if lake is not None:
+        live = Live.of(lake, [c.slide_id for c in wave])
+        there = [
+            (c, row)
+            for c, d in zip(wave, digests, strict=True)
+            if c.slide_id not in found and not isinstance(d, SourceError)
+            if (row := live.row(c.slide_id, d, digest)) is not None
+        ]
+        found |= unchanged(there, lake)
     fresh = [c for c in wave if c.slide_id not in found]
     surveys = in_tasks(survey, [(c, settings) for c in fresh], "reading", tell)
     looks = [told if isinstance(told, SourceError) else told[0] for told in surveys]
@@ -130,7 +134,9 @@ def ingest(candidates: Iterable[Candidate], lake: Lake, settings: IngestSettings
 
 def workers_for(outcomes: Iterable[Outcome]) -> int:
     """How many workers would share the planned work. Ray must be running."""
-    return pool_size(sum(-(-outcome.spots_kept // SMALLEST) for outcome in outcomes if outcome.status == "planned"))
+    return pool_size(
+        sum(-(-outcome.spots_kept // RUN_SPOTS.smallest) for outcome in outcomes if outcome.status == "planned")
+    )
 
 
 class _Run:
@@ -163,9 +169,8 @@ class _Run:
         staged already."""
         digests = in_tasks(source_digest, [(c,) for c in candidates], "looking at files", self._tell)
         under = settings_digest(self._settings)
-        live = Live.of(self._lake)
-        self._ingest_ids |= live.published
-        fresh = []
+        live = Live.of(self._lake, [candidate.slide_id for candidate in candidates])
+        there, fresh = [], []
         for candidate, digest in zip(candidates, digests, strict=True):
             if (other := left(candidate, digest)) is not None:
                 self.outcomes[candidate.slide_id] = other
@@ -174,14 +179,14 @@ class _Run:
             found = hashlib.sha256(str(digest).encode()).hexdigest() if isinstance(digest, SourceError) else digest
             row = live.row(candidate.slide_id, found, under)
             if row is not None:
-                self.outcomes[candidate.slide_id] = unchanged(candidate, row, self._lake)
+                there.append((candidate, row))
                 continue
             attempt = self._lake.begin(
                 candidate.slide_id, source_digest=found, settings_digest=under, source=candidate.uri
             )
             if attempt.state == "unchanged":  # another writer published it a moment ago
                 assert attempt.live is not None
-                self.outcomes[candidate.slide_id] = unchanged(candidate, attempt.live, self._lake)
+                there.append((candidate, attempt.live))
                 continue
             self._attempts[candidate.slide_id] = attempt
             if attempt.state == "adopted":
@@ -192,6 +197,7 @@ class _Run:
             else:
                 is_known = candidate.slide_id in live.published
                 fresh.append(Begun(candidate=candidate, writer=attempt.pairs, is_known=is_known))
+        self.outcomes |= unchanged(there, self._lake)
         return in_order(fresh)
 
     def _know(self, attempt: Attempt) -> None:
@@ -207,12 +213,16 @@ class _Run:
             return
         workers = pool_size()
         shelf = put_up(ahead=AHEAD * workers)
-        judge = Judge(self._lake.root, self._known, self._settings.duplicates, sections=sections, workers=workers)
+        rules = self._settings.duplicates
+        judge = Judge(self._lake.root, self._known, rules, sections=sections, workers=workers, sizes=RUN_SPOTS)
         candidates = {section.slide_id: section.candidate for section in sections}
         counts = {"reading": [0, len(sections)], "tiling spots": [0, 0]}
         waiting: dict[str, _Waiting] = {}
         try:
             for came in through_pipeline(sections, judge, shelf, self._lake.root, self._settings, workers):
+                again = isinstance(came, Judged) and came.slide_id in waiting
+                if again or came.slide_id in self._staged or came.slide_id in self.outcomes:
+                    continue  # told again, by a worker that did a dead one's work anew
                 if isinstance(came, Judged):
                     self._count(counts, "reading", 1)
                     section = self._verdict(candidates[came.slide_id], came)
@@ -271,11 +281,17 @@ class _Run:
 
     def _refuse_twin(self, candidate: Candidate, twin: Twin) -> None:
         attempt = self._attempts[candidate.slide_id]
-        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_ids[twin.of])
+        attempt.source_digest = twin_digest(attempt.source_digest, self._ingest_of(twin.of))
         attempt.refuse(twin.record, rejections_of_slide(candidate.uri, twin.problem))
         self._lake.images.pyramid(attempt.ingest_id).delete()  # nothing is cut from it
         self._known.forget([candidate.slide_id])
         self._staged[candidate.slide_id] = as_read(candidate, twin.problem, "refused")
+
+    def _ingest_of(self, slide_id: str) -> str:
+        """The ingest whose content is known under a name: of this run, or else the one that the lake holds."""
+        if slide_id not in self._ingest_ids:
+            self._ingest_ids |= Live.of(self._lake, [slide_id]).published
+        return self._ingest_ids.get(slide_id, "")  # "": forgotten meanwhile, so that the twin is let in next time
 
     def _publish(self) -> None:
         """One commit of the catalogue for all that is staged."""

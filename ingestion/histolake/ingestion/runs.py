@@ -6,25 +6,31 @@ lets workers idle at the end. So a section stays whole as long as there are othe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["LARGEST", "SMALLEST", "cut"]
+__all__ = ["RunSizes", "cut"]
 
-SMALLEST = 1024  # spots; below that a second worker has opened the section when the first is done with it
-LARGEST = 8192  # spots; what is lost with a worker that dies
 PLENTY = 3  # sections still to be written for each worker, above which none is shared
 
 
-def cut(n_spots: int, *, workers: int, sections: int) -> list[tuple[int, int]]:
+@dataclass(frozen=True, kw_only=True)
+class RunSizes:
+    """Spots in a run."""
+
+    smallest: int = 1024  # below that a second worker has opened the section when the first is done with it
+    largest: int = 8192  # what is lost with a worker that dies
+
+
+def cut(n_spots: int, sizes: RunSizes, *, workers: int, sections: int) -> list[tuple[int, int]]:
     """Runs [start, stop) of nearly equal length that make up a section; `sections` are still to be written, with this
     one."""
     if n_spots == 0:
         return []
-    fewest = max(1, -(-n_spots // LARGEST))
-    shared = 1 if sections > PLENTY * workers else workers
-    most = max(1, n_spots // SMALLEST)
-    # As many for each worker, so that none is left with one more than the others.
-    runs = max(fewest, most // shared * shared if most > shared else most)
-    runs = runs if shared > 1 else fewest
+    runs = -(-n_spots // sizes.largest)
+    if workers > 1 and sections <= PLENTY * workers:
+        most = n_spots // sizes.smallest
+        # As many for each worker, so that none is left with one more than the others.
+        runs = max(runs, most // workers * workers if most > workers else most)
     edges = [n_spots * i // runs for i in range(runs + 1)]
     return list(pairwise(edges))

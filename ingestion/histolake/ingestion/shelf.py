@@ -5,9 +5,9 @@ copy. A reference in a row of a dataset would not do: Ray counts it only where i
 pickled into a row.
 
 What waits is bounded twice. Slides are kept as long as they fit into `ROOM` of the object store; one for which there is
-no room, or that is lost with its node, is read again by those who write it. And a section is let in to be read only
-when it is less than so many sections after the oldest that is not whole yet, or reading would run ahead of writing and
-all the room would go to slides that are wanted last.
+no room, or that is lost with its node, is read again by those who write it. And a new section is let in to be
+read only when it is less than so many sections after the oldest that is not whole yet, or reading would run ahead of
+writing and all the room would go to slides that are wanted last.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Shelf:
         """The section is whole, or refused: let go of its slide, and let another one in. Does not wait."""
         self._keeper.done.remote(slide_id)
 
+    def is_first(self, what: str) -> bool:
+        """Whether nobody has asked this of the same before."""
+        return bool(self._ask("is_first", what))
+
     def take_down(self) -> None:
         """End it."""
         import ray
@@ -87,12 +91,18 @@ class _Keeper:
         self._ahead = ahead
         self._held: dict[str, tuple[int, list[Any]]] = {}
         self._done: set[str] = set()
+        self._asked: set[str] = set()
         self._changed = asyncio.Condition()
 
     async def wait_for(self, place: int) -> None:
         # Those before the oldest open section are done, so that it is always let in itself.
         async with self._changed:
             await self._changed.wait_for(lambda: place < len(self._done) + self._ahead)
+
+    async def is_first(self, what: str) -> bool:
+        known = what in self._asked
+        self._asked.add(what)
+        return not known
 
     async def room_bytes(self) -> int:
         return self._room_bytes

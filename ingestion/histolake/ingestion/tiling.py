@@ -4,8 +4,8 @@ Pure functions of the image's pixels, the centres and the settings: no files, no
 of a physical width centred on a spot. It is stored at the image's own resolution, reduced (antialiased) only where it
 is wider than `max_px`, never enlarged. What lies outside the image is white, and how much is told.
 
-Spots are visited in the image's order, over a rolling band of it (`images/band.py`), and both patches of a spot are cut
-in one visit, so that each tile of the image is decoded about once.
+Spots are visited in the image's order (`images/windows.py`), and both patches of a spot are cut in one visit, so that
+each tile of the image is decoded about once.
 
 Axes: N spots, H rows, W columns, C colours.
 """
@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from histolake.ingestion.images.band import Cut, Windows
+from histolake.ingestion.images.windows import Cut, Windows
 from histolake.ingestion.slide import SlideImage
 
 __all__ = [
@@ -190,8 +190,8 @@ def _stored(patch: Cut, settings: PatchSettings) -> bytes:
 def reduced(patch_HWC: np.ndarray, max_px: int) -> np.ndarray:
     """The square patch at most `max_px` wide; a reduction is antialiased (bicubic over the source pixels, a = -0.5).
 
-    It is Pillow's BICUBIC by its definition and within one level of it, ten times as fast where the processor has AVX2.
-    All of it is integer arithmetic: the same pixels on every processor, with vector units or without.
+    It is Pillow's BICUBIC but for roundings (a level here and there), and ten times as fast where the processor has
+    AVX2. All of it is integer arithmetic: the same pixels with vector units and without.
     """
     if patch_HWC.shape[0] <= max_px:
         return patch_HWC

@@ -1,9 +1,9 @@
-"""Twins: sections whose content the lake holds under another name, told apart on the driver.
+"""Twins: sections whose content the lake holds under another name, told apart one after the other.
 
-The looks of a wave pass here in the order of their slide_ids, so that of two twins the first stays whichever was read
-first. A refused twin stands only as long as the slide that it repeats: its row is written under a digest of its files
-and of that slide's ingest, so that forgetting the other, or its failing later in the same run, lets the twin in next
-time.
+The looks of a wave pass here in one order, those that replace a slide and then the others, each by slide_id, so that
+of two twins the same one stays whichever was read first. A refused twin stands only as long as the slide that it
+repeats: its row is written under a digest of its files and of that slide's ingest, so that forgetting the other, or its
+failing later in the same run, lets the twin in next time.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def tell_apart(
 ) -> list[Look | SourceError | Twin]:
     """The looks with their look-alikes, twins in the place of those that repeat a slide; `known` learns the others.
 
-    What was known under the name of a section that is read again no longer counts.
+    What was known under the name of a section that is read again no longer counts; such sections are told first.
     """
     told: dict[str, Look | SourceError | Twin] = {}
     known.forget([c.slide_id for c, found in zip(candidates, looks, strict=True) if isinstance(found, Look)])
-    for candidate, found in sorted(zip(candidates, looks, strict=True), key=lambda pair: pair[0].slide_id):
+    pairs = list(zip(candidates, looks, strict=True))
+    for candidate, found in sorted(pairs, key=lambda pair: (not known.has(pair[0].slide_id), pair[0].slide_id)):
         told[candidate.slide_id] = tell_one(candidate, found, known, settings)
     return [told[candidate.slide_id] for candidate in candidates]
 
@@ -89,8 +90,15 @@ def twin_digest(source_digest: str, ingest_id: str) -> str:
     return hashlib.sha256(f"{source_digest}\0twin of {ingest_id}".encode()).hexdigest()
 
 
+# What is asked of a live row, by `Live` and by the outcome of a section that is unchanged.
+_COLUMNS = (
+    *("slide_id", "ingest_id", "status", "source_digest", "settings_digest", "look_alikes"),
+    *("n_spots", "n_pairs", "n_rejections", "flags", "corrected"),
+)
+
+
 class Live:
-    """The live rows of a lake, to be asked whether a source is there already."""
+    """Live rows of a lake, to be asked whether a source is there already."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._rows: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -104,10 +112,12 @@ class Live:
                 self._twins.setdefault(row["slide_id"], []).append(row)
 
     @classmethod
-    def of(cls, lake: Lake) -> Live:
-        """Those of the newest version."""
-        rows = lake.at().slides(include_refused=True).drop_columns(["profile_sketch", "scales"])
-        return cls(rows.to_pylist())
+    def of(cls, lake: Lake, slide_ids: Iterable[str]) -> Live:
+        """Those of some slides in the newest version, and of the slides for whose sake one was refused."""
+        names = set(slide_ids)
+        rows = [row for found in lake.catalog.live(names, _COLUMNS).values() for row in found]
+        others = {other for row in rows if row["status"] == "refused" for other in row["look_alikes"] or ()} - names
+        return cls([*rows, *(row for found in lake.catalog.live(others, _COLUMNS).values() for row in found)])
 
     def row(self, slide_id: str, source_digest: str, settings_digest: str) -> dict[str, Any] | None:
         """The live row of a source under these settings: published, refused, or refused as a twin that still is one."""

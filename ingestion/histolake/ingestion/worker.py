@@ -299,6 +299,9 @@ class _Rows:
         self.padded = 0
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
+        if self.problem is not None:
+            raise self.problem  # the writer asks once more; the data are what they were
+        self.padded = 0
         try:
             for start in range(self._start, self._stop, BATCH_SPOTS):
                 table, padded = self._section.rows(start, min(start + BATCH_SPOTS, self._stop))

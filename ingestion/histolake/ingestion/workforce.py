@@ -66,9 +66,7 @@ def through_pipeline(
     given = (shelf, root, settings)
     one, pool = (ray.data.ActorPoolStrategy(size=size) for size in (1, workers))
     data = data.map(_read, fn_args=given, num_cpus=cpus)
-    # The judge knows what it has judged; one that took its place would not.
-    once = {"max_restarts": 0, "max_task_retries": 0}
-    data = data.flat_map(_Judging, fn_constructor_args=(judge,), compute=one, num_cpus=0, **once)
+    data = data.flat_map(_Judging, fn_constructor_args=(judge, shelf), compute=one, num_cpus=0)
     data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=cpus)
     for row in data.iter_rows():
         yield pickle.loads(row["item"])
@@ -95,7 +93,8 @@ def _slots() -> int:
 def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestSettings) -> dict[str, bytes]:
     """Read a section and judge its spots; the slide goes onto the shelf."""
     section: Begun = pickle.loads(row["item"])
-    shelf.wait_for(section.place)
+    if not section.is_known:  # the known ones are all read before any is written
+        shelf.wait_for(section.place)
     ingest_id = section.writer.ingest_id
     told: Look | SourceError
     try:
@@ -109,9 +108,12 @@ def _read(row: dict[str, bytes], shelf: Shelf, root: Location, settings: IngestS
 
 
 class _Judging:
-    """The actor's face of `Judge`."""
+    """The actor's face of `Judge`. It knows what it has judged, and one that Ray puts in its place would not: where it
+    dies, the ingest ends, what is whole is published, and the next run goes on."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, shelf: Shelf) -> None:
+        if not shelf.is_first("judge"):
+            raise RuntimeError("The worker that judges sections among each other died; run the ingest again.")
         self._judge = judge
 
     def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:

@@ -33,6 +33,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "embed",
         "evaluate",
         "serve",
+        "doctor",
         "settings",
     ),
     "lake": (

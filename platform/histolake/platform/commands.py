@@ -140,16 +140,42 @@ def rejections(
 
 
 @lake.command("check")
-def check(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
-    """Audit the lake: does it hold what its catalogue says? Ends with 1 if something is missing.
+def check(
+    lake_uri: LakeOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every image and count too, and decode the images.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Audit the lake: does it hold what its catalogue says, once, and whole? Ends with 1 where it does not.
 
-    Example: `histolake lake check --lake /data/lake`
+    Looked at are the files of all tables, whose pairs they hold, pairs that are there twice or whose neighbours or
+    images are missing, counts of pairs and rejections, shards of exports against their checksums, and what dead
+    attempts left. A finding is an error (with what to do) or waste (`histolake lake vacuum` removes it).
+
+    It reads some 150 bytes a pair and the shards: seconds for a million pairs on disk. Images and counts are looked at
+    in the first and last pair of each fragment. --deep looks at all of them: some 50 KB a pair, a quarter of an hour
+    for a million pairs on a core. Both may run beside an ingest.
+
+    Example: `histolake lake check --lake /data/lake --deep`
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     from histolake.platform.lake.check import check as audit
 
-    findings = audit(open_lake(lake_uri))
+    opened = open_lake(lake_uri)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("catalogue", total=None)
+
+        def tell(what: str, done: int, of: int) -> None:
+            shown.update(task, description=what, completed=done, total=of)
+
+        findings = audit(opened, deep=deep, tell=tell)
     rows = [asdict(finding) for finding in findings]
-    show(rows, ["severity", "slide_id", "ingest_id", "finding"], as_json=as_json, empty="All is as the catalogue says.")
+    listed = ["severity", "slide_id", "ingest_id", "finding", "fix"]
+    show(rows, listed, as_json=as_json, empty="All is as the catalogue says.")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -163,6 +189,26 @@ def vacuum(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
     from histolake.platform.lake.vacuum import vacuum as clean
 
     row = asdict(clean(open_lake(lake_uri)))
+    show([row], list(row), as_json=as_json, empty="")
+
+
+@lake.command("compact")
+def compact(lake_uri: LakeOption = None, as_json: JsonFlag = False) -> None:
+    """Move the pairs of each slide that lie in several fragments into one, so that the lake stays quick to open.
+
+    Nothing else changes: versions, their order of pairs and plans of training stay as they are. Safe beside ingests and
+    readers, and to be run again if it dies; `histolake lake vacuum` then gives the room of the old fragments back.
+
+    Example: `histolake lake compact --lake /data/lake`
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from histolake.platform.lake.compact import compact as move
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("compacting", total=None)
+        row = asdict(move(open_lake(lake_uri), lambda done, total: progress.update(bar, completed=done, total=total)))
     show([row], list(row), as_json=as_json, empty="")
 
 

@@ -14,7 +14,8 @@ and ends with the error's `exit_code`; `--debug` shows the traceback too. Anythi
     │   ├── VersionError       a lake version that does not exist
     │   ├── SlideNotFoundError
     │   ├── ConflictError      another writer won, again and again
-    │   └── IntegrityError     the lake does not hold what its catalogue says
+    │   ├── IntegrityError     the lake does not hold what its catalogue says
+    │   └── StoreError         the place where the lake lies fails, or does not do what a lake needs
     ├── DownloadError          a public file that cannot be had, or is not the one that it must be
     ├── ModelError             a model that is not there, or does not fit what is asked of it
     └── ServiceError           a served answer that is an error
@@ -39,6 +40,7 @@ __all__ = [
     "SlideNotFoundError",
     "SourceError",
     "SplitError",
+    "StoreError",
     "UsageError",
     "VersionError",
 ]
@@ -130,6 +132,13 @@ class ConflictError(LakeError):
 
 class IntegrityError(LakeError):
     """The lake does not hold what its catalogue says."""
+
+    exit_code = 1
+
+
+class StoreError(LakeError):
+    """The place where the lake lies failed (it is full, forbidden or out of reach), or does not do what a lake needs of
+    it. No section is to blame for it."""
 
     exit_code = 1
 

@@ -28,13 +28,17 @@ from pydantic import SecretStr
 from histolake.platform.cache import cache_folder, trim, use
 from histolake.platform.errors import LocationError
 
-__all__ = ["Entry", "Location", "StoreSettings"]
+__all__ = ["CLOCK_SLACK_S", "Entry", "Location", "StoreSettings"]
+
+# Clocks of machines and object stores differ: a file is taken for older only by more than this.
+CLOCK_SLACK_S = 60.0
 
 COPY_BYTES = 8 << 20
 STORE_TRIES = 10  # of one request; the libraries' own three are too few for a store that fails one in twenty
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what file systems without links say
 PART_PREFIX = ".writing-"  # of a file that is about to get its name
 FILE_TRIES = 5  # of a whole file whose transfer broke off
+MOST_CONNECTIONS = 64  # of an impatient client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class StoreSettings:
     secret_key: SecretStr | None = None
     session_token: SecretStr | None = None
     cache_gb: float = 50.0  # GB of copies of remote files that this machine keeps
+    sole_writer: bool = False  # this process alone writes to lakes on a store that does not keep writers apart
 
     def resolved(self) -> dict[str, str]:
         """Endpoint, region and keys as plain text, each from the settings or else from the standard variable."""
@@ -158,9 +163,15 @@ class Location:
                 options[option] = known[name]
         return options
 
-    def s3_client(self) -> Any:
-        """A boto3 client for this location's store."""
-        return _s3_client(tuple(sorted(self.store.resolved().items())))
+    def s3_client(self, *, timeout_s: float | None = None) -> Any:
+        """A boto3 client for this location's store; with a timeout (seconds), one that asks once and does not wait
+        longer for a connection or for an answer."""
+        return _s3_client(tuple(sorted(self.store.resolved().items())), timeout_s)
+
+    def bucket_and_key(self) -> tuple[str, str]:
+        """The bucket of a place in an object store, and the key in it ("" for the bucket itself)."""
+        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        return bucket, key
 
     def zarr_store(self) -> Any:
         """A store for zarr to read groups and arrays from."""
@@ -220,7 +231,7 @@ class Location:
         where a condition did not hold, or another `OSError`."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        bucket, _, key = self.uri.removeprefix("s3://").partition("/")
+        bucket, key = self.bucket_and_key()
         place = {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
         try:
             return getattr(self.s3_client(), operation)(**place, **arguments)
@@ -449,14 +460,22 @@ def _local_filesystem() -> Any:
 
 
 @lru_cache(maxsize=8)
-def _s3_client(known: tuple[tuple[str, str], ...]) -> Any:
+def _s3_client(known: tuple[tuple[str, str], ...], timeout_s: float | None = None) -> Any:
     import boto3
     from botocore.config import Config
 
     values = {name: value or None for name, value in known}
+    asked: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": STORE_TRIES}}
+    if timeout_s is not None:
+        asked = {
+            "connect_timeout": timeout_s,
+            "read_timeout": timeout_s,
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": MOST_CONNECTIONS,
+        }
     return boto3.client(
         "s3",
-        config=Config(retries={"mode": "standard", "total_max_attempts": STORE_TRIES}),
+        config=Config(**asked),
         endpoint_url=values["endpoint"],
         region_name=values["region"],
         aws_access_key_id=values["access_key"],

@@ -34,9 +34,12 @@ def history(
 
     Example: `histolake lake history --lake /data/lake --last 20`
     """
+    from histolake.platform.lake.history import LOG_COMMITS
     from histolake.platform.lake.history import history as entries
 
-    listed = [entry.flat() for entry in entries(open_lake(lake_uri), where)]
+    # A version that did nothing to tell of (the first half of a cleaning) is not listed, but has a commit.
+    commits = min(LOG_COMMITS, 4 * last) if last else LOG_COMMITS
+    listed = [entry.flat() for entry in entries(open_lake(lake_uri), where, commits=commits)]
     listed = listed[-last:] if last else listed
     for row in listed:
         row["did"] += " (expired)" if row["expired"] and not as_json else ""

@@ -191,8 +191,8 @@ def _changes(pairs: list[str], steps: int | None) -> dict[str, str]:
 
 def _split(file: Path | None, train: str | None, validation: str, test: str, *, cuts_units: bool) -> Split:
     from histolake.platform.errors import UsageError
-    from histolake.platform.split_commands import read_split
     from histolake.platform.splits import Split
+    from histolake.platform.splits.commands import read_split
 
     if file is not None:
         if train is not None:

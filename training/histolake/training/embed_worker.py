@@ -162,7 +162,7 @@ class Embedder:
         for chunk in self._snapshot.chunks([work.slide_id], rows=max(READ_ROWS, self._plan.batch)):
             first, last = max(work.start - at, 0), min(work.stop - at, chunk.rows)
             if first < last:
-                yield Chunk(chunk.slide_id, chunk.ingest_id, chunk.fragment_id, chunk.start + first, chunk.start + last)
+                yield Chunk(chunk.slide_id, chunk.ingest_id, chunk.start + first, chunk.start + last)
             at += chunk.rows
 
     def _prepare(self, chunk: Chunk) -> _Batch:

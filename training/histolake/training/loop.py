@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, Split
+from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.recipes import Recipe
 
 __all__ = ["CHECKPOINT_FILE", "TrainPlan", "fit"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from histolake.platform.errors import UsageError
-from histolake.platform.selection import Selection
+from histolake.platform.splits import Selection
 from histolake.training.images import Augmentation, augment, decode
 from histolake.training.order import Order, Place
 

@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from histolake.platform.marks import mark_of
-from histolake.platform.selection import Selection
-from histolake.platform.splits import Split
+from histolake.platform.splits import Selection, Split, mark_of
 from histolake.training.expression import GeneChooser, normalised
 from histolake.training.metrics import pearson_per_gene, recall_at
 from histolake.training.models.base import Model

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import UsageError
-from histolake.platform.marks import mark_of
-from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Split
+from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Selection, Split, mark_of
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
 from histolake.training.loop import CHECKPOINT_FILE, TrainPlan, fit

@@ -106,6 +106,8 @@ class TiffImage:
     def _read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         page = level.pages[0]
         step_x, step_y = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        if (x % step_x, y % step_y, width, height) == (0, 0, step_x, step_y):
+            return self._segments.read(level, y // step_y, x // step_x)[:height, :width]
         region = np.empty((height, width, 3), dtype=np.uint8)
         for row in range(y // step_y, (y + height - 1) // step_y + 1):
             for column in range(x // step_x, (x + width - 1) // step_x + 1):

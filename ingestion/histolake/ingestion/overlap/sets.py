@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolake.platform.errors import HistolakeError, SlideNotFoundError, UsageError
-from histolake.platform.split_commands import read_split
 from histolake.platform.splits import BLOCKS, SIDES
+from histolake.platform.splits.commands import read_split
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Lake, Snapshot

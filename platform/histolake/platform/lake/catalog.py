@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, write_deltalake
 
 from histolake.platform.errors import ConflictError, IntegrityError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.lake.slide_index import SlideIndex, conform
 from histolake.platform.schemas import CORRECTABLE, REJECTIONS, SLIDES, schema_name, schema_version
@@ -31,6 +33,7 @@ __all__ = ["Catalog"]
 
 PUBLISH_TRIES = 40
 COMPACT_FILES = 24  # small files after which a table is compacted in passing
+COMPACTING = "histolake.compacting"  # a property that each compaction sets anew, to be kept apart from others
 FILE_BYTES = (
     1 << 20
 )  # a file of this size is left alone: about a thousand slides, and what a merge rewrites for one row
@@ -66,6 +69,7 @@ class Catalog:
     """The Delta tables of one lake."""
 
     def __init__(self, root: Location) -> None:
+        self._lake = root
         self.root = root.join("catalog")
         self._held: dict[str, DeltaTable] = {}  # at the version that this process knows; only under the lock
         self._lock = threading.RLock()
@@ -75,6 +79,7 @@ class Catalog:
 
     def create(self, name: str, schema: pa.Schema) -> None:
         """Make an empty table unless there is one."""
+        require_conditional_put(self._lake)
         place = self.root.join(name)
         place.filesystem()[0].create_dir(place.filesystem()[1], recursive=True)
         # Whoever loses the race for its first commit, or wins it unknowingly, finds it there when looking again.
@@ -133,6 +138,7 @@ class Catalog:
 
         A commit whose outcome is unknown is looked up by `ingest_id` before it is repeated.
         """
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         ingest_ids = pc.unique(rows["ingest_id"])
         with self._lock:
@@ -178,9 +184,10 @@ class Catalog:
         """Every row of `catalog/slides`: all slides, all versions."""
         return again(lambda: _read(self.dataset("slides", table), SLIDES, columns))
 
-    def rejections(self) -> pa.Table:
-        """Every row of `catalog/rejections`."""
-        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None))
+    def rejections(self, ingest_ids: Sequence[str] | None = None) -> pa.Table:
+        """Every row of `catalog/rejections`, or those of some ingests."""
+        keep = None if ingest_ids is None else _text("ingest_id").isin(list(ingest_ids))
+        return again(lambda: _read(self.dataset("rejections"), REJECTIONS, None, keep))
 
     def rejection_count(self, ingest_id: str) -> int:
         """How many rejections an ingest has written."""
@@ -231,6 +238,7 @@ class Catalog:
         lacks are added to it. `told` is kept with the commit for `lake history`. `done` are told, before `make_rows` is
         asked again, the new ones that are in the table by then: also those that another writer has replaced since.
         """
+        require_conditional_put(self._lake)
         done = set() if done is None else done
         failure: Exception | None = None
         with self._lock:
@@ -314,6 +322,7 @@ class Catalog:
         An empty value removes one. Any two commits of the table conflict, so what was read of `expect_version` (its
         rows, its other properties) still holds when the properties are set.
         """
+        require_conditional_put(self._lake)
         place = self.root.join("slides")
         table = DeltaTable(place.uri, version=expect_version, storage_options=place.delta_options())
         return _set(table, changes, told)
@@ -326,6 +335,7 @@ class Catalog:
         `make` is asked again after every lost race; what it gives is equal to what is there already where a commit
         that seemed to fail had succeeded, and then nothing is done.
         """
+        require_conditional_put(self._lake)
         failure: ConflictError | None = None
         for attempt in range(PUBLISH_TRIES):
             table = self.table("slides")
@@ -348,14 +358,26 @@ class Catalog:
         """In passing: few small files, and a short log."""
         sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
         if sum(size < FILE_BYTES for size in sizes) > COMPACT_FILES:
-            try:
-                table.optimize.compact(
-                    target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
-                )
-            except FAILURES:
-                self._held.pop(name, None)  # another writer was at work; the next one compacts
+            self._held.pop(name, None)
+            with suppress(*FAILURES):  # another writer was at work; the next one compacts
+                self._compact(name, table)
+                table = self._newest(name)
         if table.version() % THIN_EVERY == 0:
             self._thin_log(name, table.version())
+
+    def _compact(self, name: str, table: DeltaTable) -> None:
+        """Join the small files of a table, unless another writer is at it.
+
+        delta-rs puts a compaction on top of whatever was committed meanwhile (`max_commit_retries` does not hold it),
+        another compaction of the same files too: then every row is there twice. What it does refuse is to go on top of
+        a change of the table's properties. So a compaction sets one first, in a commit that is not repeated, and then
+        reads the table: of two, the earlier is refused, or was done when the later one read.
+        """
+        fence = {COMPACTING: uuid.uuid4().hex}
+        table.alter.set_table_properties(fence, raise_if_not_exists=False, commit_properties=_ONCE)
+        self.table(name).optimize.compact(
+            target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
+        )
 
     def _thin_log(self, name: str, version: int) -> None:
         """Remove commits that are older than `KEEP_COMMITS` and than a checkpoint: listing the log is part of every
@@ -384,6 +406,7 @@ class Catalog:
 
     def _delete(self, name: str, predicate: str, told: Told | None) -> int:
         """The predicate stays in the table's log: it holds numbers and random ids only."""
+        require_conditional_put(self._lake)
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
             try:
@@ -397,6 +420,7 @@ class Catalog:
     def amend(self, rows: pa.Table) -> None:
         """Change columns of `catalog/slides` in place, in every version. `rows` hold ingest_id and published_in, by
         which a row is known (no other value of theirs is in the log), and the columns to change."""
+        require_conditional_put(self._lake)
         changed = {name: f"new.{name}" for name in rows.column_names if name not in ("ingest_id", "published_in")}
         failure: Exception | None = None
         for attempt in range(PUBLISH_TRIES):
@@ -419,6 +443,7 @@ class Catalog:
     def clean(self, name: str, older_than_s: float) -> int:
         """Remove files of a table that its newest version does not hold: those the log has retired, and those that no
         commit ever named if they are older than a moment (seconds since the epoch). Returns how many."""
+        require_conditional_put(self._lake)
         removed = again(
             lambda: len(self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False))
         )
@@ -461,7 +486,7 @@ def _within(versions: Sequence[int]) -> str:
     return f"old.published_in IN ({', '.join(map(str, named))})"
 
 
-def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+def _read(dataset: Any, schema: pa.Schema, columns: list[str] | None, keep: pc.Expression | None = None) -> pa.Table:
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     held = set(dataset.schema.names)
-    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held]), wanted)
+    return conform(dataset.to_table(columns=[name for name in wanted.names if name in held], filter=keep), wanted)

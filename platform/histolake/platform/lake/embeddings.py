@@ -16,20 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import ModelError, UsageError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.embedding_table import MADE, About, EmbeddingTable
 from histolake.platform.lake.leases import read_leases
 from histolake.platform.lake.nearest import nearest
 from histolake.platform.schemas import embeddings_schema
-from histolake.platform.storage import Location
+from histolake.platform.storage import CLOCK_SLACK_S, Location
 
 if TYPE_CHECKING:
-    from histolake.platform.lake.check import Finding
+    from histolake.platform.lake.findings import Finding
     from histolake.platform.lake.lake import Lake
     from histolake.platform.lake.snapshot import Snapshot
 
 __all__ = ["EmbeddingTables", "audit", "writing"]
-
-CLOCK_SLACK_S = 60.0  # clocks of machines and stores differ: a file is older only by more than this
 
 
 def writing(name: str) -> str:
@@ -61,6 +60,7 @@ class EmbeddingTables:
 
     def create(self, name: str, about: About) -> EmbeddingTable:
         """The table of that name, made if there is none. Raises `ModelError` where it holds another model's vectors."""
+        require_conditional_put(self._root)
         import lance
 
         place = self._place(name)
@@ -144,7 +144,7 @@ class EmbeddingTables:
 
 def audit(lake: Lake) -> list[Finding]:
     """What is not as the catalogue says in the tables of embeddings; a table that covers a part of the lake is fine."""
-    from histolake.platform.lake.check import Finding
+    from histolake.platform.lake.findings import VACUUM, Finding
 
     rows = lake.catalog.slides(["slide_id", "ingest_id", "n_pairs"]).to_pylist()
     known = {row["ingest_id"]: row for row in rows}
@@ -154,15 +154,16 @@ def audit(lake: Lake) -> list[Finding]:
         for ingest_id, count in sorted(table.ingests().items()):
             row = known.get(ingest_id)
             if row is None:
-                text = f"embeddings {name} hold {count} rows of no version; `histolake lake vacuum` drops them"
+                text = f"embeddings {name} hold {count} rows of no version"
                 findings.append(Finding(severity="waste", slide_id=None, ingest_id=ingest_id, finding=text))
             elif count != row["n_pairs"]:
-                text = f"embeddings {name} hold {count} of {row['n_pairs']} pairs; `histolake embed` replaces them"
-                findings.append(Finding(severity="error", slide_id=row["slide_id"], ingest_id=ingest_id, finding=text))
+                text = f"embeddings {name} hold {count} of {row['n_pairs']} pairs"
+                fix = "`histolake embed` replaces them"
+                findings.append(
+                    Finding(severity="error", slide_id=row["slide_id"], ingest_id=ingest_id, finding=text, fix=fix)
+                )
         for state in table.index_state():
             if state.stale:
-                text = (
-                    f"the index {state.name} of embeddings {name} holds dropped rows; `histolake lake vacuum` mends it"
-                )
-                findings.append(Finding(severity="waste", slide_id=None, ingest_id="", finding=text))
+                text, fix = f"the index {state.name} of embeddings {name} holds dropped rows", VACUUM
+                findings.append(Finding(severity="waste", slide_id=None, ingest_id="", finding=text, fix=fix))
     return findings

@@ -52,8 +52,9 @@ class Entry:
         return {**asdict(self), "tags": ", ".join(self.tags)}
 
 
-def history(lake: Lake, where: str | None = None) -> list[Entry]:
+def history(lake: Lake, where: str | None = None, *, commits: int = LOG_COMMITS) -> list[Entry]:
     """The versions of a lake, the oldest first; with a filter those that did something to slides for which it is true.
+    Of the log the newest `commits` are read.
 
     Raises `UsageError` for a filter that cannot be.
     """
@@ -61,7 +62,7 @@ def history(lake: Lake, where: str | None = None) -> list[Entry]:
     properties = lake.catalog.properties(table)
     floor = floor_of(properties)
     entries = _of_rows(lake, table, where)
-    for commit in table.history(LOG_COMMITS):
+    for commit in table.history(commits):
         number, did = int(commit["version"]), _words(commit)
         if number not in entries and (where is not None or number < floor or not did):
             continue

@@ -8,13 +8,29 @@ that a file half written when its writer died is found too.
 
 from __future__ import annotations
 
+import errno
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from histolake.platform.errors import StoreError
 from histolake.platform.storage import Entry, Location
 
 __all__ = ["LakeImages"]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextmanager
+def _of_the_store(place: Location, only: Collection[int] = ()) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if only and error.errno not in only:
+            raise
+        raise StoreError(f"{place} could not be written: {error}. Set that right and run again.") from error
 
 
 class LakeImages:
@@ -32,18 +48,26 @@ class LakeImages:
         return self._folder.join(f"{ingest_id}.tif")
 
     def write(self, place: Location, make: Callable[[Path], None]) -> None:
-        """Let `make` write a file on this machine that then appears at `place`, whole or not at all."""
+        """Let `make` write a file on this machine that then appears at `place`, whole or not at all.
+
+        Raises `StoreError` where the lake does not take it, for that is no fault of the section's.
+        """
         if place.is_remote:
             with tempfile.TemporaryDirectory(prefix="histolake-") as folder:
                 made = Path(folder) / place.name
                 make(made)
-                place.upload(made)
+                with _of_the_store(place):
+                    place.upload(made)
             return
         part = Path(f"{place.uri}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
+        with _of_the_store(place):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
         try:
-            make(part)
-            part.replace(place.uri)
+            with _of_the_store(place, only=FULL):
+                make(part)
+            with _of_the_store(place):
+                part.replace(place.uri)
         finally:
             part.unlink(missing_ok=True)
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from histolake.platform.errors import LakeNotFoundError
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
-from histolake.platform.lake.catalog import Catalog
+from histolake.platform.lake.catalog import LIVE, Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
 from histolake.platform.lake.embeddings import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
@@ -30,6 +31,9 @@ from histolake.platform.schemas import REJECTIONS, SLIDES
 from histolake.platform.storage import Location, StoreSettings
 
 __all__ = ["Lake"]
+
+# What is told of a live row that makes an attempt needless.
+BEGUN = (*LIVE, "n_spots", "n_rejections", "flags")
 
 
 class Lake:
@@ -53,6 +57,7 @@ class Lake:
         """
         lake = cls(Location.parse(uri, store))
         if create:
+            require_conditional_put(lake.root)
             # `catalog/slides` comes last: where it is, the others are.
             if not lake.catalog.exists():
                 lake.pairs.create()
@@ -120,6 +125,7 @@ class Lake:
         (nothing is to be done), "adopted" where a dead attempt left everything but the last commit (`publish` it), else
         "new" (write, `stage` or `refuse`, then `publish`).
         """
+        require_conditional_put(self.root)
         digests = {"source_digest": source_digest, "settings_digest": settings_digest}
         common: dict[str, Any] = {
             "root": self.root,
@@ -129,7 +135,7 @@ class Lake:
             "slide_id": slide_id,
             **digests,
         }
-        for row in self.catalog.live([slide_id])[slide_id]:
+        for row in self.catalog.live([slide_id], BEGUN)[slide_id]:
             if all(row[key] == value for key, value in digests.items()):
                 return Attempt(**common, state="unchanged", ingest_id=row["ingest_id"], live=row)
         lease = Lease(

@@ -32,6 +32,9 @@ from histolake.platform.storage import Location
 __all__ = ["SILENT_S", "TTL_S", "Lease", "LeaseKeeper", "Seal", "read_lease", "read_leases"]
 
 TTL_S = 120.0
+# A rewrite puts new files in the place of published ones. Were its files swept while it slept, it would lose rows when
+# it wakes; so no pause is taken for its death.
+REWRITE_TTL_S = 24 * 3600.0
 RENEW_S = TTL_S / 6
 SILENT_S = 10 * TTL_S
 LAPSED_S = TTL_S / 2  # without a renewal, after which a holder looks whether it was taken for dead
@@ -112,7 +115,7 @@ class Lease(_Holder):
     """The content of one lease file."""
 
     lease_id: str  # the ingest_id of a write lease; random for a read lease
-    kind: str  # "write" | "read" | "embed", a claim of work that is written elsewhere
+    kind: str  # "write" | "read" | "rewrite" | "embed", a claim of work that is written elsewhere
     purpose: str
     started_s: float = 0.0  # seconds since the epoch, by the store's clock; told when it is held
     renewed_s: float = 0.0
@@ -125,7 +128,9 @@ class Lease(_Holder):
 
     def is_live(self) -> bool:
         """Whether its holder may still be at work."""
-        return self.is_running if self.is_here else self._silent_s() < TTL_S
+        return (
+            self.is_running if self.is_here else self._silent_s() < (REWRITE_TTL_S if self.kind == "rewrite" else TTL_S)
+        )
 
     def is_certainly_dead(self) -> bool:
         """Whether nothing can come of it any more: its process is gone, or it was silent far longer than any pause."""

@@ -7,7 +7,8 @@ disk there is neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from histolake.platform.storage import Location
@@ -18,22 +19,24 @@ __all__ = ["abort_uploads", "drop_old_versions"]
 def abort_uploads(root: Location, older_than_s: float) -> int:
     """Give up the unfinished uploads below a root that were begun before a moment (seconds since the epoch); returns
     how many. A live writer's is younger than its lease."""
-    aborted = 0
-    if root.is_remote:
-        for upload in _pages(root, "list_multipart_uploads", "Uploads"):
-            if upload["Initiated"].timestamp() < older_than_s:
-                what = {"Bucket": _bucket(root), "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                root.s3_client().abort_multipart_upload(**what)
-                aborted += 1
-    return aborted
+    if not root.is_remote:
+        return 0
+    begun = _asked(lambda: list(_pages(root, "list_multipart_uploads", "Uploads"))) or []
+    old = [upload for upload in begun if upload["Initiated"].timestamp() < older_than_s]
+    for upload in old:
+        what = {"Bucket": _bucket(root), "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        _asked(partial(root.s3_client().abort_multipart_upload, **what))
+    return len(old)
 
 
 def drop_old_versions(root: Location) -> int:
     """Remove what a bucket with versioning keeps of objects below a root that were deleted or replaced; returns how
     many versions. What is there stays."""
-    if not root.is_remote or _versioning(root) not in ("Enabled", "Suspended"):
+    if not root.is_remote:
         return 0
     client, bucket = root.s3_client(), _bucket(root)
+    if (_asked(lambda: client.get_bucket_versioning(Bucket=bucket)) or {}).get("Status") is None:
+        return 0  # it never was on: nothing is kept
     old = [entry for entry in _pages(root, "list_object_versions", "Versions") if not entry["IsLatest"]]
     for entry in old:
         client.delete_object(Bucket=bucket, Key=entry["Key"], VersionId=entry["VersionId"])
@@ -43,16 +46,16 @@ def drop_old_versions(root: Location) -> int:
     return len(old)
 
 
-def _versioning(root: Location) -> str | None:
+def _asked(request: Callable[[], Any]) -> Any:
+    """A store's answer; None where it does not know of such things, or of this one any more."""
     from botocore.exceptions import ClientError
 
     try:
-        status: str | None = root.s3_client().get_bucket_versioning(Bucket=_bucket(root)).get("Status")
+        return request()
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 405, 501):
-            return None  # a store that does not know of versions
+            return None
         raise
-    return status
 
 
 def _pages(root: Location, call: str, what: str) -> Iterator[dict[str, Any]]:

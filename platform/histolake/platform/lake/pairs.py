@@ -22,7 +22,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from histolake.platform.errors import ConflictError, IntegrityError
-from histolake.platform.lake.again import again, pause
+from histolake.platform.lake.again import FAILURES, again, pause
 from histolake.platform.schemas import PAIRS
 from histolake.platform.storage import Location
 
@@ -30,7 +30,8 @@ __all__ = ["Fragment", "PairsTable", "PairsWriter"]
 
 STORAGE_VERSION: Final = "2.1"  # of Lance's files
 COMMIT_TRIES = 40
-METADATA_CACHE_BYTES = 32 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
+WRITE_TRIES = 3
+METADATA_CACHE_BYTES = 8 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
 MANIFEST = ".manifest"
 KEEP_MANIFESTS = 16  # of the newest versions, which another process may be about to read
@@ -61,9 +62,19 @@ class PairsWriter:
     def write(self, rows: pa.Table | Iterable[pa.RecordBatch]) -> Fragment:
         """Write one fragment; nothing of it can be seen until the attempt is staged and published.
 
-        `rows` has the columns of `schemas.PAIRS`; `ingest_id` and `slide_id` are filled in here. A generator of batches
-        is written as it comes, so memory holds one batch.
+        `rows` has the columns of `schemas.PAIRS`; `ingest_id` and `slide_id` are filled in here. Batches are written as
+        they come, so memory holds one. A table, or batches that can be asked for anew (no iterator), are written again
+        where the store failed: the end of a transfer in parts cannot be repeated, and what it left is nobody's.
         """
+        tries = 1 if isinstance(rows, Iterator) else WRITE_TRIES
+        for attempt in range(tries - 1):
+            try:
+                return self._write(rows)
+            except OSError:
+                pause(attempt)
+        return self._write(rows)
+
+    def _write(self, rows: pa.Table | Iterable[pa.RecordBatch]) -> Fragment:
         from lance.fragment import LanceFragment
 
         batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
@@ -248,6 +259,29 @@ class PairsTable:
             return ""
         return str(first["ingest_id"][0].as_py())
 
+    def rewrite(self, moved: Sequence[tuple[Sequence[int], Fragment]], dataset: Any) -> bool:
+        """Put a new fragment in the place of several, for some ingests, in one commit on top of a dataset: whoever
+        reads sees either the old ones or the new. False where another writer has dropped or moved any of them."""
+        import lance
+        from lance.fragment import FragmentMetadata
+
+        _check_columns([fragment for _, fragment in moved], dataset)
+        groups = []
+        for ids, fragment in moved:
+            old = [dataset.get_fragment(fragment_id) for fragment_id in ids]
+            new = FragmentMetadata.from_json(fragment.metadata)
+            metadata = [part.metadata for part in old]
+            groups.append(lance.LanceOperation.RewriteGroup(old_fragments=metadata, new_fragments=[new]))
+        operation = lance.LanceOperation.Rewrite(groups=groups, rewritten_indices=[])
+        try:
+            done = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version, max_retries=0)
+        except FAILURES:
+            # Lost, or won unknowingly: where the new files are in the table, and the old ones are not, it was won.
+            return self.locate([fragment for _, fragment in moved]) is not None
+        with self._lock:
+            self._held = done
+        return True
+
     def drop(self, fragments: dict[str, list[int]]) -> None:
         """Drop whole fragments, given by ingest_id. The predicate kept in Lance's log names random ingest_ids only."""
         import lance
@@ -294,16 +328,6 @@ class PairsTable:
             for part in dataset.checkout_version(version["version"]).get_fragments()
             for file in part.data_files()
         }
-
-    def fragment(self, fragment_id: int, dataset: Any) -> Any:
-        """One fragment of an open dataset; raises `IntegrityError` if it is gone."""
-        part = dataset.get_fragment(fragment_id)
-        if part is None:
-            raise IntegrityError(
-                f"Fragment {fragment_id} of {self.location} is gone though the catalogue names it; "
-                "run `histolake lake check`."
-            )
-        return part
 
 
 def _open_for_writing(uri: str, options: dict[str, str] | None) -> Any:

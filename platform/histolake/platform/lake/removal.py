@@ -62,13 +62,15 @@ class Removal:
         lake.catalog.delete("rejections", sorted(self.ingest_ids), TOLD)
         lake.embeddings.drop(self.ingest_ids)
         lake.pairs.drop({owner: ids for owner, ids in self.fragments.items() if ids})
+        # A compaction may have moved some since the survey. Those that are dropped by now it cannot move any more.
+        lake.pairs.drop(_unlisted(lake, self.ingest_ids, lake.catalog.slides(["fragments"])))
         freed += lake.images.drop(self.images)
         # An export that ends from now on sees that these ingests are gone, and removes itself; others are seen here.
         for folder in exports_of(lake, self.ingest_ids):
             freed += sum(entry.size_bytes for entry in folder.entries())
             folder.delete()
         for lease in self.leases:
-            lease.remove(lake.root)
+            lease.remove(lake.root, with_seal=lease.is_here)  # elsewhere its writer may come back, and must see it
         return freed + clean(lake, self.ingest_ids, self.slides)
 
 
@@ -121,11 +123,16 @@ def _fragments(
     lake: Lake, ids: frozenset[str], everything: pa.Table, mine: list[dict[str, Any]]
 ) -> dict[str, list[int]]:
     fragments: dict[str, list[int]] = {row["ingest_id"]: [p["id"] for p in row["fragments"] or []] for row in mine}
-    named = {part["id"] for parts in everything["fragments"].to_pylist() for part in parts or []}
-    for owner, found in lake.pairs.owners(sorted(lake.pairs.fragment_ids() - named)).items():
-        if owner in ids:
-            fragments.setdefault(owner, []).extend(found)
+    for owner, found in _unlisted(lake, ids, everything).items():
+        fragments.setdefault(owner, []).extend(found)
     return fragments
+
+
+def _unlisted(lake: Lake, ids: frozenset[str], rows: pa.Table) -> dict[str, list[int]]:
+    """Fragments of some ingests that no row of the catalogue lists."""
+    listed = {part["id"] for parts in rows["fragments"].to_pylist() for part in parts or []}
+    owners = lake.pairs.owners(sorted(lake.pairs.fragment_ids() - listed))
+    return {owner: found for owner, found in owners.items() if owner in ids}
 
 
 def _of_fragments(lake: Lake, fragments: dict[str, list[int]]) -> Held:
@@ -171,7 +178,8 @@ def exports_of(lake: Lake, ids: frozenset[str]) -> list[Location]:
                 found.append(folder)
             break
         else:
-            found.append(folder)
+            if any(folder.entries()):  # some stores go on listing a folder whose last file is gone
+                found.append(folder)
     return found
 
 

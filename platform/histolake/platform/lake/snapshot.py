@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError
 from histolake.platform.lake.leases import Lease
+from histolake.platform.lake.places import Places
 from histolake.platform.lake.where import select
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ __all__ = ["Chunk", "Snapshot"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of rows [start, stop) of one fragment, planned from the catalogue alone."""
+    """A run of rows [start, stop) of one slide, planned from the catalogue alone. How the slide was cut into fragments
+    has no part in it, so that a plan is the same after they were rewritten."""
 
     slide_id: str
     ingest_id: str
-    fragment_id: int
     start: int
     stop: int
 
@@ -46,7 +47,7 @@ class Snapshot:
         self.version = version
         self.notice = notice  # one line to tell, where slides of this version were forgotten
         self._slides = slides
-        self._dataset: Any = None
+        self._places = Places(lake, slides)
 
     def slides(self, *, include_refused: bool = False, where: str | None = None) -> pa.Table:
         """The slides of this version (`schemas.SLIDES`), by slide_id; with `include_refused` also those refused.
@@ -73,32 +74,43 @@ class Snapshot:
     def chunks(self, slide_ids: Sequence[str] | None = None, rows: int = 256) -> list[Chunk]:
         """The rows of some slides (all, if not named) cut into runs of at most `rows`, in the lake's order."""
         planned = []
-        for slide in self._chosen(slide_ids).select(["slide_id", "ingest_id", "fragments"]).to_pylist():
-            for part in slide["fragments"]:
-                for start in range(0, part["rows"], rows):
-                    stop = min(start + rows, part["rows"])
-                    planned.append(Chunk(slide["slide_id"], slide["ingest_id"], part["id"], start, stop))
+        for slide in self._chosen(slide_ids).select(["slide_id", "ingest_id", "n_pairs"]).to_pylist():
+            for start in range(0, slide["n_pairs"], rows):
+                stop = min(start + rows, slide["n_pairs"])
+                planned.append(Chunk(slide["slide_id"], slide["ingest_id"], start, stop))
         return planned
 
     def read(self, chunk: Chunk, columns: list[str], rows: Sequence[int] | np.ndarray | None = None) -> pa.Table:
         """Rows of a chunk, all of them or those asked for (counted from the chunk's start), in the order asked."""
-        part = self.lake.pairs.fragment(chunk.fragment_id, self._open())
         if rows is None:
-            return part.to_table(columns=columns, offset=chunk.start, limit=chunk.rows)
+            return self._places.read(chunk.ingest_id, columns, chunk.start, chunk.stop)
         wanted, back = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         if wanted.size and (wanted[0] < 0 or wanted[-1] >= chunk.rows):
             raise IndexError(f"rows {wanted[0]} to {wanted[-1]} asked of a chunk of {chunk.rows}")
-        return part.take((wanted + chunk.start).tolist(), columns=columns).take(pa.array(back.ravel()))
+        return self._places.take(chunk.ingest_id, columns, wanted + chunk.start).take(pa.array(back.ravel()))
+
+    def take(self, chunks: Sequence[Chunk], places_N2: np.ndarray, columns: list[str]) -> pa.Table:
+        """Rows of many chunks at once, in the order asked: each place is a chunk's number and a row counted from its
+        start. One request, where `read` makes one a chunk: about five times as fast for rows that lie scattered."""
+        chunk_N, row_N = np.asarray(places_N2, dtype=np.int64).reshape(-1, 2).T
+        rows: dict[str, list[np.ndarray]] = {}
+        asked: dict[str, list[np.ndarray]] = {}  # where in the answer each of these rows goes
+        for number in np.unique(chunk_N):
+            chunk, mine = chunks[number], np.flatnonzero(chunk_N == number)
+            if (row_N[mine] < 0).any() or (row_N[mine] >= chunk.rows).any():
+                raise IndexError(f"rows {row_N[mine].min()} to {row_N[mine].max()} asked of a chunk of {chunk.rows}")
+            rows.setdefault(chunk.ingest_id, []).append(chunk.start + row_N[mine])
+            asked.setdefault(chunk.ingest_id, []).append(mine)
+        found = self._places.take_many({name: np.concatenate(each) for name, each in rows.items()}, columns)
+        order = np.concatenate([np.zeros(0, dtype=np.int64), *(mine for each in asked.values() for mine in each)])
+        return found if (np.diff(order) > 0).all() else found.take(pa.array(np.argsort(order)))
 
     def pairs(
         self, columns: list[str], slide_ids: Sequence[str] | None = None, batch_rows: int = 1024
     ) -> Iterator[pa.RecordBatch]:
         """The pairs of some slides (all, if not named), by slide_id and then as they were written."""
-        dataset = self._open()
-        for fragments in self._chosen(slide_ids)["fragments"].to_pylist():
-            for found in fragments:
-                part = self.lake.pairs.fragment(found["id"], dataset)
-                yield from part.to_batches(columns=columns, batch_size=batch_rows)
+        for ingest_id in self._chosen(slide_ids)["ingest_id"].to_pylist():
+            yield from self._places.stream(ingest_id, columns, batch_rows)
 
     @contextmanager
     def reading(self, purpose: str) -> Iterator[None]:
@@ -126,8 +138,3 @@ class Snapshot:
                 "`histolake lake slides` lists what it has."
             )
         return slides.filter(pc.is_in(slides["slide_id"], pa.array(sorted(set(slide_ids)))))
-
-    def _open(self) -> Any:
-        if self._dataset is None:
-            self._dataset = self.lake.pairs.open()
-        return self._dataset

@@ -1,10 +1,10 @@
 """Vacuum: give back what no version of the lake names.
 
 What goes: fragments, images and embeddings of ingests that the catalogue does not name (dead attempts, and those that
-were forgotten), their rejections and leases, old Lance and Delta files, and files that no commit ever named. What
-stays: everything of a live lease. A file without a commit goes only if it is older than the oldest live lease and than
-the start of this vacuum: it may be a running ingest's, which without its file would still commit, and leave a table
-that cannot be read.
+were forgotten), their rejections and leases, old Lance and Delta files, files that no commit ever named, and uploads
+that were never completed. What stays: everything of a live lease. A file without a commit goes only if it is older than
+the oldest live lease and than the start of this vacuum: it may be a running ingest's, which without its file would
+still commit, and leave a table that cannot be read.
 
 The order of looking is the proof: first what was written, then who holds leases, then what the catalogue names. A lease
 is taken before anything is written and given back after the catalogue names it, so whatever was seen in the first look
@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal, read_leases
-from histolake.platform.storage import PART_PREFIX
+from histolake.platform.lake.leftovers import abort_uploads
+from histolake.platform.storage import CLOCK_SLACK_S, PART_PREFIX
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Vacuumed", "vacuum"]
+__all__ = ["Vacuumed", "condemn", "vacuum"]
 
-# Clocks of machines and object stores differ: a file is taken for older only by more than this.
-CLOCK_SLACK_S = 60.0
 SEAL_KEPT_S = 24 * 3600.0
 FENCE = "histolake.fence"  # a property of the catalogue that is only ever set
 
@@ -49,6 +49,7 @@ class Vacuumed:
 
 def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     """Remove what no version names and no live lease holds."""
+    require_conditional_put(lake.root)
     started_s = lake.root.join("leases").clock_s()
     fragment_ids = lake.pairs.fragment_ids()
     pictures = lake.images.files()
@@ -58,16 +59,20 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     leases = list(read_leases(lake.root))
     live = [lease for lease in leases if lease.is_live()]
     dead = [lease for lease in leases if not lease.is_live()]
-    sealed = {lease.lease_id for lease in dead if _condemn(lake, lease)}
+    sealed = {lease.lease_id for lease in dead if condemn(lake, lease)}
 
     slides = lake.catalog.slides(["ingest_id", "fragments"])
     named = set(slides["ingest_id"].to_pylist())
-    named_fragments = {part["id"] for parts in slides["fragments"].to_pylist() for part in parts or []}
+    listed = [[part["id"] for part in parts or []] for parts in slides["fragments"].to_pylist()]
+    named_fragments = {fragment for each in listed for fragment in each}
+    # Rows that `compact` has moved, and not yet entered in the catalogue, are of no orphan.
+    names = zip(slides["ingest_id"].to_pylist(), listed, strict=True)
+    moved = {ingest_id for ingest_id, each in names if not fragment_ids.issuperset(each)}
 
     condemned = [lease for lease in dead if lease.lease_id in named | sealed]
     held = {lease.lease_id for lease in leases} - {lease.lease_id for lease in condemned}
     owners = lake.pairs.owners(sorted(fragment_ids - named_fragments))
-    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in held}
+    orphans = {ingest_id: ids for ingest_id, ids in owners.items() if ingest_id not in held | moved}
     lake.pairs.drop(orphans)
     rejections = lake.catalog.delete("rejections", sorted(rejecting - named - held))
     ownerless = [file for owner, files in pictures.items() if owner not in named | held for file in files]
@@ -78,6 +83,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
 
     cutoff_s = min([started_s, *(lease.started_s for lease in live)]) - clock_slack_s
     freed += lake.pairs.clean(cutoff_s)
+    abort_uploads(lake.root, cutoff_s)
     embeddings = lake.embeddings.drop(embedded - named - held, cutoff_s)
     files = sum(lake.catalog.clean(name, cutoff_s) for name in ("slides", "rejections", "genes"))
     return Vacuumed(
@@ -92,7 +98,7 @@ def vacuum(lake: Lake, *, clock_slack_s: float = CLOCK_SLACK_S) -> Vacuumed:
     )
 
 
-def _condemn(lake: Lake, lease: Lease) -> bool:
+def condemn(lake: Lake, lease: Lease) -> bool:
     """Decide a dead lease's fate; False where its writer, or one that adopted it, sealed it first and may yet be about
     to publish.
 

@@ -20,9 +20,7 @@ import numpy as np
 
 from histolake.platform.errors import SplitError, UsageError
 from histolake.platform.lake import Snapshot
-from histolake.platform.marks import marks
-from histolake.platform.selection import Selection
-from histolake.platform.splits import BLOCKS, Split
+from histolake.platform.splits import BLOCKS, Selection, Split, marks
 from histolake.serving.evaluation.baselines import Baselines, features_of, fit_baselines
 from histolake.serving.evaluation.features import FrozenFeatures
 from histolake.serving.evaluation.figures import gene_correlations, prediction_figures, section_recall

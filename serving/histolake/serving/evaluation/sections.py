@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from histolake.platform.errors import ModelError
 from histolake.platform.lake import Snapshot
-from histolake.platform.selection import Selection
+from histolake.platform.splits import Selection
 from histolake.training.expression import GeneChooser, normalised
 
 __all__ = ["Section", "read_section", "variable_genes"]

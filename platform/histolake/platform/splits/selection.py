@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.placing import SIDES
-from histolake.platform.splits import BLOCKS, Split, read_slides
+from histolake.platform.splits.placing import SIDES
+from histolake.platform.splits.split import BLOCKS, Split, read_slides
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Chunk, Snapshot
@@ -43,11 +43,11 @@ class Selection:
     """Some pairs of a snapshot, to be planned and read as `Snapshot.chunks` and `Snapshot.pairs` are."""
 
     def __init__(
-        self, snapshot: Snapshot, slide_ids: Sequence[str], kept: Mapping[int, np.ndarray] | None = None
+        self, snapshot: Snapshot, slide_ids: Sequence[str], kept: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """All pairs of these slides, but of the fragments in `kept` only the rows whose bool is true."""
+        """All pairs of these slides, but of the ingests in `kept` only the rows whose bool is true."""
         self.snapshot = snapshot
-        self._bits = {fragment: np.packbits(rows).tobytes() for fragment, rows in (kept or {}).items()}
+        self._bits = {ingest_id: np.packbits(rows).tobytes() for ingest_id, rows in (kept or {}).items()}
         self.slide_ids = tuple(sorted(slide_ids))
 
     @classmethod
@@ -59,7 +59,7 @@ class Selection:
         if split is None or not cut:
             return cls(snapshot, whole)
         kept = _kept(snapshot, split, cut, side)
-        there = {chunk.slide_id for chunk in snapshot.chunks(cut, rows=WHOLE) if kept[chunk.fragment_id].any()}
+        there = {chunk.slide_id for chunk in snapshot.chunks(cut, rows=WHOLE) if kept[chunk.ingest_id].any()}
         return cls(snapshot, [*whole, *there], kept)
 
     @property
@@ -72,7 +72,7 @@ class Selection:
         the lake's order; runs of which nothing is meant are left out."""
         found = []
         for chunk in self.snapshot.chunks(self._chosen(slide_ids), rows=rows):
-            bits = self._bits.get(chunk.fragment_id)
+            bits = self._bits.get(chunk.ingest_id)
             if bits is None:
                 found.append(Part(chunk, chunk.rows))
                 continue
@@ -99,14 +99,14 @@ class Selection:
         return list(self.slide_ids) if slide_ids is None else sorted(set(slide_ids))
 
 
-def _kept(snapshot: Snapshot, split: Split, slide_ids: Sequence[str], side: str) -> dict[int, np.ndarray]:
-    """fragment -> a bool for each of its rows: whether the pair is on a side."""
+def _kept(snapshot: Snapshot, split: Split, slide_ids: Sequence[str], side: str) -> dict[str, np.ndarray]:
+    """ingest_id -> a bool for each of its rows: whether the pair is on a side."""
     code = SIDES.index(side)
-    return {chunk.fragment_id: codes_N == code for chunk, codes_N in codes_of(snapshot, split, slide_ids)}
+    return {chunk.ingest_id: codes_N == code for chunk, codes_N in codes_of(snapshot, split, slide_ids)}
 
 
 def codes_of(snapshot: Snapshot, split: Split, slide_ids: Sequence[str]) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """Each fragment of slides that are cut into blocks, and the codes of its pairs' sides (see `Split.rows`)."""
+    """Each of the slides that are cut into blocks, and the codes of its pairs' sides (see `Split.rows`)."""
     rows = {row["slide_id"]: row for row in read_slides(snapshot.slides())}
     for chunk in snapshot.chunks(slide_ids, rows=WHOLE):
         places = snapshot.read(chunk, ["x_um", "y_um"])

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, open_lake, show
+from histolake.platform.commands import JsonFlag, LakeOption, VersionOption, open_version, show
 from histolake.platform.errors import SplitError, UsageError
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Snapshot
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
 __all__ = ["read_split", "split"]
 
@@ -73,9 +73,9 @@ def units(
 
     Example: `histolake lake split units --fractions train=0.7,test=0.3 --seed 1 --lake /data/lake --to split.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
-    _end(open_lake(lake_uri).at(version), Split.by_unit(_fractions(fractions), seed), to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), Split.by_unit(_fractions(fractions), seed), to, each=each, as_json=as_json)
 
 
 @split.command("named")
@@ -97,10 +97,10 @@ def named(
 
     Example: `histolake lake split named --train her2st/C2,her2st/C3 --test her2st/A1 --lake /data/lake --to c.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     made = Split.named(train=_names(train), validation=_names(validation), test=_names(test), cuts_units=cuts_units)
-    _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
 
 def _add_group(by: str, example: str) -> None:
@@ -116,12 +116,12 @@ def _add_group(by: str, example: str) -> None:
         each: EachFlag = False,
         as_json: JsonFlag = False,
     ) -> None:
-        from histolake.platform.splits import Split
+        from histolake.platform.splits.split import Split
 
         shares = None if fractions is None else _fractions(fractions)
         lists: dict[str, Any] = {"validation": _names(validation), "test": _names(test)}
         made = Split.by_group(by, train=_names(train) if train else None, fractions=shares, seed=seed, **lists)
-        _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+        _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
     command.__doc__ = f"""Put all slides of one {by} on one side, by lists or by a hash of its name.
 
@@ -153,9 +153,9 @@ def leave_one_out(
 
     Example: `histolake lake split leave-one-out --by organ --lake /data/lake --to folds`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
-    snapshot = open_lake(lake_uri).at(version)
+    snapshot = open_version(lake_uri, version)
     made = Split.leave_one_out(snapshot.slides(), by)
     if fold is not None:
         if not 1 <= fold <= len(made):
@@ -206,10 +206,10 @@ def blocks(
 
     Example: `histolake lake split blocks --block-um 1500 --lake /data/lake --to blocks.json`
     """
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     made = Split.spatial_blocks(_fractions(fractions), seed, block_um=block_um, gap_um=gap_um)
-    _end(open_lake(lake_uri).at(version), made, to, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), made, to, each=each, as_json=as_json)
 
 
 @split.command("show")
@@ -224,12 +224,12 @@ def show_split(
 
     Example: `histolake lake split show split.json --each --lake /data/lake`
     """
-    _end(open_lake(lake_uri).at(version), read_split(file), None, each=each, as_json=as_json)
+    _end(open_version(lake_uri, version), read_split(file), None, each=each, as_json=as_json)
 
 
 def read_split(file: Path) -> Split:
     """The split in a JSON file; raises `SplitError`."""
-    from histolake.platform.splits import Split
+    from histolake.platform.splits.split import Split
 
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
@@ -247,7 +247,7 @@ def _end(snapshot: Snapshot, made: Split, to: Path | None, *, each: bool, as_jso
     from rich.console import Console
     from rich.progress import track
 
-    from histolake.platform.split_table import side_table
+    from histolake.platform.splits.table import side_table
 
     def watch(items: Iterable[Any], total: int) -> Iterable[Any]:
         return track(items, "places of spots", total=total, console=Console(stderr=True), transient=True)

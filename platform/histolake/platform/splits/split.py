@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.blocks import block_sides
 from histolake.platform.errors import SplitError
-from histolake.platform.placing import LEFT_OUT, SIDES, Placing, Row, place, place_apart, resembling, unit_of
+from histolake.platform.splits.blocks import block_sides
+from histolake.platform.splits.placing import LEFT_OUT, SIDES, Placing, Row, place, place_apart, resembling, unit_of
 
 __all__ = ["BLOCKS", "GROUPS", "LEFT_OUT", "SIDES", "Cut", "Split", "group_of", "read_slides", "unit_of"]
 
@@ -147,7 +147,7 @@ class Split:
     @staticmethod
     def leave_one_out(slides: pa.Table, by: str = "patient") -> list[Split]:
         """One named split for each patient, organ, technology or study of the slides given (see `leave_one_out`)."""
-        from histolake.platform.leave_one_out import leave_one_out
+        from histolake.platform.splits.leave_one_out import leave_one_out
 
         return leave_one_out(read_slides(slides), by)
 

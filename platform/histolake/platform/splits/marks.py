@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from histolake.platform.placing import Row, ties
-from histolake.platform.splits import BLOCKS, read_slides
+from histolake.platform.splits.placing import Row, ties
+from histolake.platform.splits.split import BLOCKS, read_slides
 
 __all__ = ["SAME_SECTION", "mark_of", "marks"]
 

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from histolake.platform.errors import SplitError
-from histolake.platform.placing import Kinship, Row, unit_of
-from histolake.platform.splits import GROUPS, Split, group_of
+from histolake.platform.splits.placing import Kinship, Row, unit_of
+from histolake.platform.splits.split import GROUPS, Split, group_of
 
 __all__ = ["leave_one_out"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from histolake.platform.blocks import OUT
-from histolake.platform.marks import marks
-from histolake.platform.placing import LEFT_OUT, SIDES, unit_of
-from histolake.platform.selection import codes_of
-from histolake.platform.splits import BLOCKS, Split
+from histolake.platform.splits.blocks import OUT
+from histolake.platform.splits.marks import marks
+from histolake.platform.splits.placing import LEFT_OUT, SIDES, unit_of
+from histolake.platform.splits.selection import codes_of
+from histolake.platform.splits.split import BLOCKS, Split
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot
@@ -77,8 +77,7 @@ def _pairs_of_blocks(
     """slide_id -> (side, rule) -> pairs."""
     counts: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     if cut:
-        fragments = len(snapshot.chunks(cut, rows=1 << 40))
-        for chunk, codes_N in watch(codes_of(snapshot, split, cut), fragments):
+        for chunk, codes_N in watch(codes_of(snapshot, split, cut), len(cut)):
             for code, count in Counter(codes_N.tolist()).items():
                 counts[chunk.slide_id][(LEFT_OUT, "band") if code == OUT else (SIDES[code], "")] += count
     return counts

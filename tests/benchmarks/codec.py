@@ -1,0 +1,220 @@
+"""How near the ingest runs to what the codecs can do, and how far it is ahead of the loop that peers run.
+
+    python -m tests.benchmarks.codec [--work DIR] [--out FILE.json] [--quick]
+
+`codec_ratio` is the rate of the whole ingest with one worker on one core (`pipeline_rate`: reading, judging, tiling,
+sentences, counts, writing and staging; start-up left out) over that of the bare kernel (`kernel`) on one core: once
+where the spots' patches cover a quarter of the slide (`_quarter`: their default width) and once where they cover it
+whole (`_full`). The plain figure is the lower one. `loop_speedup` is the same rate over that of the loop that peers run
+(`peer_loop`), likewise.
+
+`codec_ratio_real` and `loop_speedup_real` are of real sections, where HISTOLAKE_SAMPLE_DIR names a folder with them:
+all that the ingest takes in from it, as it is ingested every day, against the same pictures cut by the kernel and by
+the loop. Their images are small and in one piece, so that most of the time goes to what the kernel does not do at all:
+reading counts from text and tables.
+
+`share_decode`, `_resize`, `_encode` and `_write` are the kernel's. The rest is copying pixels from tiles to windows.
+
+Kernel, ingest and loop are measured in turn, each on as many spots as take 20 s or more; rates are totals over totals.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.benchmarks.alone import Figures, main
+from tests.benchmarks.big_slide import COVERAGE, FULL, QUICK, UM_PER_PX, BigSlide, big_slide
+from tests.benchmarks.kernel import STEPS, Decoded, TiledJpeg, run_kernel
+from tests.benchmarks.peer_loop import run_peer_loop
+from tests.benchmarks.pipeline_rate import pipeline_rate
+
+__all__ = ["measure"]
+
+SPOT_UM, NICHE_UM = 55.0, 255.0
+MAX_PX, QUALITY = 224, 90
+LONG_S = 20.0  # of work a measurement
+ROUNDS = 2
+SLIDES = 2  # copies of the slide in one ingest
+WARM_SPOTS = 20
+LOOP_SPOTS = 600  # of the slide, from its middle, for the loop of peers
+
+
+def measure(work: Path, quick: bool = False) -> Figures:
+    """All figures; keys as in the module's docstring."""
+    slide = big_slide(work, QUICK if quick else FULL)
+    coverages = {"quarter": COVERAGE["quarter"]} if quick else COVERAGE
+    figures: Figures = {}
+    totals = dict.fromkeys((*STEPS, "all"), 0.0)
+    for name, spot_um in coverages.items():
+        figures |= {f"{key}_{name}": value for key, value in _on_slide(work, slide, spot_um, totals, quick).items()}
+    figures |= {f"share_{step}": totals[step] / totals["all"] for step in STEPS}
+    for key in ("codec_ratio", "loop_speedup"):
+        figures[key] = min(figures[f"{key}_{name}"] for name in coverages)
+    sections = [] if quick else real_sections()
+    if sections:
+        figures |= {f"{key}_real": value for key, value in _on_sections(work, sections).items()}
+    return figures
+
+
+@dataclass
+class _Tally:
+    """Pairs and seconds of one way to work, added up."""
+
+    pairs: int = 0
+    seconds: float = 0.0
+    steps: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @property
+    def rate(self) -> float:
+        """Pairs a second."""
+        return self.pairs / self.seconds
+
+    def add(self, pairs: int, seconds: float, steps: dict[str, float] | None = None) -> None:
+        """One measurement more."""
+        self.pairs += pairs
+        self.seconds += seconds
+        for step, spent in (steps or {}).items():
+            self.steps[step] += spent
+
+
+def _on_slide(
+    work: Path, slide: BigSlide, spot_um: float | None, totals: dict[str, float], quick: bool
+) -> dict[str, float]:
+    """Rates on the generated slide at one coverage."""
+    sides = round((spot_um or SPOT_UM) / UM_PER_PX), round(NICHE_UM / UM_PER_PX)
+    middle = len(slide.xy_px) // 2
+    some = slide.xy_px[max(middle - LOOP_SPOTS // 2, 0) : middle + LOOP_SPOTS // 2]
+    kernel, loop, ours = _Tally(), _Tally(), _Tally()
+    least_s = 0.0 if quick else LONG_S / ROUNDS
+    for _ in range(1 if quick else ROUNDS):
+        _alone(_kernel_on_tiles, least_s, slide.image, slide.xy_px, sides, work, into=kernel)
+        rate = pipeline_rate(work, [slide.folder] * (1 if quick else SLIDES), workers=1, spot_um=spot_um)
+        ours.add(rate.pairs, rate.seconds)
+        _alone(_loop_on, least_s, slide.image, some, sides, work, into=loop)
+    for step in STEPS:
+        totals[step] += kernel.steps[step]
+    totals["all"] += kernel.seconds
+    return _compared(kernel, ours, loop)
+
+
+def _compared(kernel: _Tally, ours: _Tally, loop: _Tally) -> dict[str, float]:
+    return {
+        "codec_ratio": ours.rate / kernel.rate,
+        "loop_speedup": ours.rate / loop.rate,
+        "pairs_per_s": ours.rate,
+        "kernel_pairs_per_s": kernel.rate,
+        "loop_pairs_per_s": loop.rate,
+    }
+
+
+def _alone(what: Callable[..., Any], least_s: float, *given: Any, into: _Tally) -> None:
+    """Measure in a process of its own on one core, as often as takes long enough; once before, unmeasured, for the
+    imports."""
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=_repeated, args=(what, least_s, given, told))
+    process.start()
+    for found in told.get(timeout=900):
+        into.add(*found)
+    process.join()
+
+
+def _repeated(what: Callable[..., Any], least_s: float, given: tuple[Any, ...], told: Any) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    image, xy_px, *rest = given
+    what(image, xy_px[:WARM_SPOTS], *rest)
+    found = [what(*given)]
+    while sum(seconds for _, seconds, _ in found) < least_s:
+        found.append(what(*given))
+    told.put(found)
+
+
+def _kernel_on_tiles(
+    image: Path, xy_px: np.ndarray, sides: tuple[int, ...], work: Path
+) -> tuple[int, float, dict[str, float]]:
+    source = TiledJpeg(image)
+    _, clock = run_kernel(source, xy_px, sides, max_px=MAX_PX, quality=QUALITY, out=work / "kernel.bin")
+    source.close()
+    return len(xy_px), clock.total, clock.seconds
+
+
+def _kernel_on_one_piece(
+    image: Path, xy_px: np.ndarray, sides: tuple[int, ...], work: Path
+) -> tuple[int, float, dict[str, float]]:
+    source = Decoded(image)
+    _, clock = run_kernel(source, xy_px, sides, max_px=MAX_PX, quality=QUALITY, out=work / "kernel.bin")
+    source.close()
+    return len(xy_px), clock.total, clock.seconds
+
+
+def _loop_on(image: Path, xy_px: np.ndarray, sides: tuple[int, int], work: Path) -> tuple[int, float, dict[str, float]]:
+    spots = [(float(x), float(y)) for x, y in xy_px]
+    done, seconds = run_peer_loop(image, spots, sides, max_px=MAX_PX, quality=QUALITY, out=work / "loop.h5")
+    return done, seconds, {}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Section:
+    """A real section as the kernel and the loop see it."""
+
+    image: Path
+    xy_px: np.ndarray
+    sides: tuple[int, int]
+
+
+def real_sections() -> dict[Path, list[Section]]:
+    """Folders of the sample data whose sections are all taken in by the ingest, and these sections."""
+    root = os.environ.get("HISTOLAKE_SAMPLE_DIR")
+    folders = sorted(path for path in Path(root).iterdir() if path.is_dir()) if root else []
+    return {folder: sections for folder in folders if (sections := _sections_in(folder))}
+
+
+def _sections_in(folder: Path) -> list[Section]:
+    """Its sections, read as the ingest reads them; none where one is refused."""
+    from histolake.ingestion import ingest_settings
+    from histolake.ingestion.discover import find_sections
+    from histolake.ingestion.rows import widths_um
+    from histolake.ingestion.worker import look_and_keep
+    from histolake.platform.errors import SourceError
+    from histolake.platform.settings import load_settings
+
+    settings = ingest_settings(load_settings())
+    found = []
+    for candidate in find_sections([str(folder)], "bench"):
+        try:
+            _, slide = look_and_keep(candidate, None, settings)
+        except SourceError:
+            return []
+        um_per_px = slide.metadata.um_per_px
+        if slide.image is None or um_per_px is None or not slide.image.endswith((".jpg", ".jpeg", ".png")):
+            return []
+        spot_px, niche_px = (max(1, round(um / um_per_px)) for um in widths_um(slide, settings.patches))
+        found.append(Section(image=Path(slide.image), xy_px=slide.xy_px, sides=(spot_px, niche_px)))
+    return found
+
+
+def _on_sections(work: Path, folders: dict[Path, list[Section]]) -> dict[str, float]:
+    """Rates on real sections, all of them together."""
+    sections = [section for found in folders.values() for section in found]
+    kernel, loop, ours = _Tally(), _Tally(), _Tally()
+    rate = pipeline_rate(work, list(folders) * SLIDES, workers=1, spot_um=None)
+    ours.add(rate.pairs, rate.seconds)
+    for section in sections:
+        given = section.image, section.xy_px, section.sides, work
+        for what, total in ((_kernel_on_one_piece, kernel), (_loop_on, loop)):
+            here = _Tally()
+            _alone(what, LONG_S / len(sections), *given, into=here)
+            # Each section counts once, however often it was repeated.
+            total.add(len(section.xy_px), len(section.xy_px) / here.rate)
+    return _compared(kernel, ours, loop)
+
+
+if __name__ == "__main__":
+    assert __doc__ is not None
+    main(measure, __doc__.splitlines()[0])
