@@ -33,7 +33,7 @@ __all__ = ["BENCHMARKS", "main"]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "bench-output" / "ingest.json"
-BENCHMARKS = ("codec", "peer_loop", "workers", "append_cost", "driver_memory", "reading", "ann")
+BENCHMARKS = ("codec", "workers", "append_cost", "driver_memory", "reading", "ann")
 LONGEST_S = 25 * 60  # after which a benchmark is taken for stuck
 QUICK_S = 5 * 60
 
