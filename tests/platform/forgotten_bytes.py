@@ -15,8 +15,8 @@ from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.embeddings import About
+from histolake.platform.lake.embeddings.index import IndexPlan, keep_up
 from histolake.platform.lake.revert import plan_revert, revert
-from histolake.platform.lake.vector_index import IndexPlan, keep_up
 from histolake.platform.lake.versions import set_tag
 from histolake.platform.schemas import LOOK_ALIKE
 from histolake.platform.storage import PART_PREFIX, Location

@@ -18,9 +18,9 @@ import simplejpeg
 
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
-from histolake.platform.lake.audit_files import without_nulls
-from histolake.platform.lake.check import check
-from histolake.platform.lake.findings import Finding
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.audit.files import without_nulls
+from histolake.platform.lake.audit.findings import Finding
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.schemas import PAIRS
 

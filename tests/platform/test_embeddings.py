@@ -14,14 +14,14 @@ import pytest
 
 from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
-from histolake.platform.lake.claims import let_go, take
-from histolake.platform.lake.embedding_table import About, EmbeddingTable
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.embeddings.claims import let_go, take
+from histolake.platform.lake.embeddings.index import INDEX_ROWS, IndexPlan, index_state, keep_up, plan_index
+from histolake.platform.lake.embeddings.nearest import whole_fragments
+from histolake.platform.lake.embeddings.table import About, EmbeddingTable
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.leases import Lease
-from histolake.platform.lake.nearest import whole_fragments
 from histolake.platform.lake.vacuum import vacuum
-from histolake.platform.lake.vector_index import INDEX_ROWS, IndexPlan, index_state, keep_up, plan_index
 
 WIDTH = 16
 ABOUT = About(model="m", version="1", digest="d" * 64, width=WIDTH, image_column="spot_image", image_um=55.0)

@@ -14,10 +14,10 @@ from histolake.platform.cli import app
 from histolake.platform.errors import ConflictError, SlideNotFoundError, UsageError
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.expire import expire
-from histolake.platform.lake.forget import find_patient, forget
+from histolake.platform.lake.forgetting import find_patient, forget
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, lost, notice, outlived, write
 from histolake.platform.lake.snapshot import Snapshot
 from histolake.platform.storage import Location

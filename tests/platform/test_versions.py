@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from histolake.platform.cli import app
 from histolake.platform.errors import ConflictError, HistolakeError, SlideNotFoundError, UsageError, VersionError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.diff import diff
 from histolake.platform.lake.expire import Pin, expire, plan_expiry
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.history import history
 from histolake.platform.lake.revert import plan_revert, revert
 from histolake.platform.lake.vacuum import vacuum

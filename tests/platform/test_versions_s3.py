@@ -12,9 +12,9 @@ from tests.platform.flaky_store import Faults, flaky_store
 
 from histolake.platform.errors import VersionError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.expire import Pin, expire
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.history import history
 from histolake.platform.lake.revert import plan_revert, revert

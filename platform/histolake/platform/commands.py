@@ -162,7 +162,7 @@ def check(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from histolake.platform.lake.check import check as audit
+    from histolake.platform.lake.audit import check as audit
 
     opened = open_lake(lake_uri)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.lake.findings import AGAIN, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.audit.findings import AGAIN, REPORT, VACUUM, Finding, Tell
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal
 from histolake.platform.lake.vacuum import SEAL_KEPT_S
 from histolake.platform.storage import PART_PREFIX, Location

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from histolake.platform.lake import audit_files, audit_rows
-from histolake.platform.lake.embeddings import audit
-from histolake.platform.lake.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.audit import files as audit_files
+from histolake.platform.lake.audit import rows as audit_rows
+from histolake.platform.lake.audit.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.embeddings.tables import audit
 from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.places import where_they_are

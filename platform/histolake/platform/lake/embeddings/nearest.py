@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import UsageError
-from histolake.platform.lake.embedding_table import SIDES, EmbeddingTable, Part
-from histolake.platform.lake.vector_index import INDEX_ROWS
+from histolake.platform.lake.embeddings.index import INDEX_ROWS
+from histolake.platform.lake.embeddings.table import SIDES, EmbeddingTable, Part
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot

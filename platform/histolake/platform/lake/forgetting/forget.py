@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.forgetting.removal import Removal, survey
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, write
 from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.lake.removal import Removal, survey
 from histolake.platform.lake.vacuum import condemn
 from histolake.platform.lake.versions import floor_of, named_in, notes_naming, tags_of
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
