@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -51,10 +52,11 @@ class Rate:
 def pipeline_rate(work: Path, slides: Sequence[Path], *, workers: int, spot_um: float | None) -> Rate:
     """Ingest slides in a process of its own into a lake that is removed again."""
     out, lake = work / "rate.json", work / "rate-lake"
+    shutil.rmtree(lake, ignore_errors=True)
     command = [sys.executable, "-m", "tests.benchmarks.pipeline_rate", "--workers", str(workers), "--work", str(work)]
     command += ["--lake", str(lake), "--out", str(out), *([] if spot_um is None else ["--spot-um", str(spot_um)])]
     subprocess.run([*command, *map(str, slides)], cwd=ROOT, check=True, stdout=sys.stderr)
-    subprocess.run(["rm", "-rf", str(lake)], check=True)
+    shutil.rmtree(lake)
     return Rate(**json.loads(out.read_text()))
 
 
@@ -71,6 +73,7 @@ def _measured(work: Path, lake: Path, slides: Sequence[Path], workers: int, spot
     settings = pipeline.ingest_settings(load_settings(changes))
     folders = [*_warming(work, WARM * workers), *_named(work, slides)]
     candidates = list(find_sections([str(folder) for folder in folders], "bench"))
+    assert len({candidate.slide_id for candidate in candidates}) == len(folders), "a section a folder"
     times: list[tuple[float, int]] = []
 
     def tell(what: str, done: int, _of: int) -> None:
@@ -102,10 +105,9 @@ def _named(work: Path, slides: Sequence[Path]) -> list[Path]:
 
 
 def _link(place: Path, target: Path) -> Path:
-    """A folder under another name, so that it is another section."""
-    place.parent.mkdir(exist_ok=True)
-    place.unlink(missing_ok=True)
-    place.symlink_to(target.resolve(), target_is_directory=True)
+    """The same files in a folder of another name, so that it is another section."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(target, place, copy_function=os.link)
     return place
 
 
