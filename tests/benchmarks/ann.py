@@ -20,7 +20,7 @@ import torch
 from tests.benchmarks.alone import Figures, interleaved, main, median_ratio, seconds
 
 from histolake.platform.lake import Lake
-from histolake.platform.lake.embedding_table import About, EmbeddingTable
+from histolake.platform.lake.embeddings.table import About, EmbeddingTable
 from histolake.platform.schemas import PAIRS
 from histolake.training.embed_pool import Crew
 from histolake.training.embedding import embed_lake

@@ -11,9 +11,9 @@ makes the ratio the worse.
 rejections and pairs, publish. `append_metadata_next_ms` is that of a further slide of the same run. Both are measured
 at several sizes of the lake; `append_metadata_us_per_slide` is the slope of a line through them.
 
-The lake has one fragment a slide, as an ingest of a cohort writes them and `histolake lake compact` leaves them. The
-same figures of a lake with five a slide, which one slide at a time on many cores may come to, are `fragmented_...`;
-those of a store on loopback (SeaweedFS), where each request costs, are `..._s3`.
+The slides that are there have one fragment each (`..._whole`), as an ingest of a cohort writes them and `histolake lake
+compact` leaves them, or five (`..._cut`), as slides come out that were ingested one by one; the plain key is the worse
+of the two. The same on a store on loopback (SeaweedFS), where each request costs, stands beside: `..._s3`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from histolake.platform.schemas import PAIRS
 __all__ = ["measure"]
 
 SIZES = (0, 2_500, 5_000, 10_000)  # slides
-FRAGMENTS = {"": 1, "fragmented_": 5}  # of every slide that is there already
+FRAGMENTS = {"_whole": 1, "_cut": 5}  # of every slide that is there already
 ROWS = 120  # pairs of such a slide
 SPOTS, RUNS, GENES = 5_000, 5, 3_500  # of the slide that is added
 PICTURE_BYTES = 20_000
@@ -55,24 +55,24 @@ def measure(work: Path, quick: bool = False) -> Figures:
     repeats = 2 if quick else REPEATS
     slide = _slide(spots)
     figures: Figures = {}
-    for prefix, fragments in FRAGMENTS.items():
-        place = work / f"{prefix}lake"
+    for suffix, fragments in FRAGMENTS.items():
+        place = work / f"lake{suffix}"
         shutil.rmtree(place, ignore_errors=True)
         lake = Lake.open(place, create=True)
-        figures |= _by_size(lake, sizes, fragments, repeats, prefix=prefix)
-        figures[f"{prefix}append_cost_ratio"] = _ratio(place, work / "empty", slide, repeats)
-        figures[f"{prefix}append_pairs_missing"] = _missing(place)
+        figures |= _by_size(lake, sizes, fragments, repeats, suffix)
+        figures[f"append_cost_ratio{suffix}"] = _ratio(place, work / "empty", slide, repeats)
+        figures[f"append_pairs_missing{suffix}"] = _missing(place)
         shutil.rmtree(place)
+    names = [name.removesuffix("_whole") for name in figures if name.endswith("_whole")]
+    figures |= {name: max(figures[name + suffix] for suffix in FRAGMENTS) for name in names}
     if object_store.store_binary() is not None:
         with _store(work / "store"):
             lake = Lake.open(f"{object_store.new_bucket()}/lake", create=True)
-            figures |= _by_size(lake, (sizes[0], sizes[-1]), 1, repeats, suffix="_s3")
+            figures |= _by_size(lake, (sizes[0], sizes[-1]), 1, repeats, "_s3")
     return figures
 
 
-def _by_size(
-    lake: Lake, sizes: Sequence[int], fragments: int, repeats: int, *, prefix: str = "", suffix: str = ""
-) -> Figures:
+def _by_size(lake: Lake, sizes: Sequence[int], fragments: int, repeats: int, suffix: str) -> Figures:
     """Milliseconds of metadata for a run's first slide and for the next ones, at the largest size; their growth."""
     first, then = [], []
     for before, size in pairwise((0, *sizes)):
@@ -87,7 +87,7 @@ def _by_size(
         "us_per_slide": 1e3 * float(np.polyfit(sizes, first, 1)[0]),
         "next_us_per_slide": 1e3 * float(np.polyfit(sizes, then, 1)[0]),
     }
-    return {f"{prefix}append_metadata_{name}{suffix}": value for name, value in found.items()}
+    return {f"append_metadata_{name}{suffix}": value for name, value in found.items()}
 
 
 def _metadata_s(uri: str, size: int, number: int, slides: int) -> float:

@@ -171,8 +171,16 @@ class Section:
 def real_sections() -> dict[Path, list[Section]]:
     """Folders of the sample data whose sections are all taken in by the ingest, and these sections."""
     root = os.environ.get("HISTOLAKE_SAMPLE_DIR")
-    folders = sorted(path for path in Path(root).iterdir() if path.is_dir()) if root else []
-    return {folder: sections for folder in folders if (sections := _sections_in(folder))}
+    found: dict[Path, list[Section]] = {}
+    for folder in _folders(Path(root)) if root else ():
+        sections = {inside: _sections_in(inside) for inside in (folder, *_folders(folder))}
+        # The folder where all of it is taken in, else those in it that are.
+        found |= {folder: sections[folder]} if sections[folder] else {f: s for f, s in sections.items() if s}
+    return found
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.is_dir())
 
 
 def _sections_in(folder: Path) -> list[Section]:

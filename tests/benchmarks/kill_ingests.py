@@ -21,7 +21,7 @@ from tests.platform.killing import Task, contents, descendants, leftovers, publi
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.storage import Location
 

@@ -14,7 +14,7 @@ from tests.platform import lake_writer
 from tests.platform.killing import POINTS, Task, contents, leftovers, published, start
 
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
 
 __all__ = ["rounds"]

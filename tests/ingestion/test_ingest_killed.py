@@ -15,7 +15,7 @@ from tests.ingestion.dying_ingest import command
 from tests.platform.killing import contents, descendants, leftovers
 
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
 
 SECTIONS = 4

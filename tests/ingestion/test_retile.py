@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from histolake.platform.cli import app
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 
 RULES = ["--set", "quality.min_spots=40"]
 

@@ -18,7 +18,7 @@ from histolake.ingestion.twins import Live, Twin, tell_apart, twin_digest
 from histolake.ingestion.worker import Look
 from histolake.platform.errors import SourceError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.settings import load_settings
 
 RULES = DuplicateSettings()

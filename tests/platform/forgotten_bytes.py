@@ -15,11 +15,11 @@ from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.embeddings import About
+from histolake.platform.lake.embeddings.index import IndexPlan, keep_up
 from histolake.platform.lake.revert import plan_revert, revert
-from histolake.platform.lake.vector_index import IndexPlan, keep_up
 from histolake.platform.lake.versions import set_tag
 from histolake.platform.schemas import LOOK_ALIKE
-from histolake.platform.storage import Location
+from histolake.platform.storage import PART_PREFIX, Location
 
 WIDTH = 8
 ABOUT = About(model="m", version="1", digest="d" * 64, width=WIDTH, image_column="spot_image", image_um=55.0)
@@ -175,6 +175,8 @@ def _dead(lake: Lake, writer: ModuleType, kill_writer: Callable[..., object]) ->
         ("five", "leases:LeaseKeeper.seal"),
     ):
         kill_writer(lake.uri, "c/mine-1", digest, 5, f"histolake.platform.lake.{step}")
+    half = lake.root.join("leases", f"{PART_PREFIX}0123")  # of a process that died while it wrote a lease
+    half.write_bytes(b'{"slide_id": "c/mine-1", "pla')
     attempt = lake.begin("c/mine-1", source_digest="six", settings_digest="plain", source="x")
     attempt.pairs.write(writer.rows("c/mine-1", "six", 5))
     lake.keeper.release(attempt.ingest_id)

@@ -15,7 +15,7 @@ import sys
 
 from histolake.platform.lake import Lake
 from histolake.platform.lake.expire import expire
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 
 
 def kill_after(target: str, calls: int) -> None:

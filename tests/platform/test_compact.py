@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.compact import compact
 from histolake.platform.lake.correct import corrections
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.schemas import PAIRS
 

@@ -14,7 +14,7 @@ from deltalake.exceptions import CommitFailedError
 from histolake.platform.errors import ConflictError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.again import FAILURES
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 
 ONCE = CommitProperties(max_commit_retries=0)
 

@@ -14,9 +14,9 @@ from deltalake import DeltaTable
 
 from histolake.platform.errors import ConflictError, SlideNotFoundError, UsageError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import Change, corrections
-from histolake.platform.lake.forget import forget, ingests_of
+from histolake.platform.lake.forgetting import forget, ingests_of
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.schemas import PAIRS
 from histolake.platform.splits import Split

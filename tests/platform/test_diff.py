@@ -15,7 +15,7 @@ from histolake.platform.errors import SlideNotFoundError, UsageError, VersionErr
 from histolake.platform.lake import Lake
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.diff import diff
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 
 
 def run(lake: Lake, *words: str) -> str:

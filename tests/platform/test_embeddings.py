@@ -14,14 +14,14 @@ import pytest
 
 from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
-from histolake.platform.lake.claims import let_go, take
-from histolake.platform.lake.embedding_table import About, EmbeddingTable
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.embeddings.claims import let_go, take
+from histolake.platform.lake.embeddings.index import INDEX_ROWS, IndexPlan, index_state, keep_up, plan_index
+from histolake.platform.lake.embeddings.nearest import whole_fragments
+from histolake.platform.lake.embeddings.table import About, EmbeddingTable
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.leases import Lease
-from histolake.platform.lake.nearest import _whole_fragments
 from histolake.platform.lake.vacuum import vacuum
-from histolake.platform.lake.vector_index import INDEX_ROWS, IndexPlan, index_state, keep_up, plan_index
 
 WIDTH = 16
 ABOUT = About(model="m", version="1", digest="d" * 64, width=WIDTH, image_column="spot_image", image_um=55.0)
@@ -171,7 +171,7 @@ def agreement(found: pa.Table, exact: pa.Table) -> float:
     return len(pairs[0] & pairs[1]) / len(pairs[1])
 
 
-def test_a_set_of_whole_fragments_is_what_lance_takes(four: Lake) -> None:
+def test_a_set_ofwhole_fragments_is_what_lance_takes(four: Lake) -> None:
     """The bytes are of Lance's format; row by row it is Lance itself that writes them."""
     from lance.dataset import serialize_row_addrs
 
@@ -182,7 +182,7 @@ def test_a_set_of_whole_fragments_is_what_lance_takes(four: Lake) -> None:
     addresses = [(part.fragment_id << 32) + row for part in chosen for row in range(part.rows)]
     told = [
         dataset.scanner(columns=["ingest_id"], row_addr_allowlist=blob).to_table()["ingest_id"].to_pylist()
-        for blob in (_whole_fragments(chosen), serialize_row_addrs(addresses))
+        for blob in (whole_fragments(chosen), serialize_row_addrs(addresses))
     ]
     assert told[0] == told[1] and set(told[0]) == {part.ingest_id for part in chosen}
 

@@ -12,8 +12,8 @@ from histolake.platform.cache import cache_folder
 from histolake.platform.errors import SlideNotFoundError
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.storage import Location
 
 

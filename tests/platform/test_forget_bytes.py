@@ -20,8 +20,8 @@ from tests.platform.forgotten_bytes import MINE, fill, holders, needles
 
 from histolake.platform.errors import SlideNotFoundError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
-from histolake.platform.lake.forget import finish, forget, plan_forget
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.forgetting import finish, forget, plan_forget
 from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.lake.versions import tags

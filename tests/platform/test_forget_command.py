@@ -14,10 +14,10 @@ from histolake.platform.cli import app
 from histolake.platform.errors import ConflictError, SlideNotFoundError, UsageError
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.expire import expire
-from histolake.platform.lake.forget import find_patient, forget
+from histolake.platform.lake.forgetting import find_patient, forget
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, lost, notice, outlived, write
 from histolake.platform.lake.snapshot import Snapshot
 from histolake.platform.storage import Location
@@ -219,3 +219,19 @@ def test_the_same_forgetting_begun_twice_is_counted_once() -> None:
     )
     assert outlived(done, 8) == done and outlived(done, 9) == [] and outlived(entries, 99) == entries
     assert write([]) == {"histolake.forgotten": ""}
+
+
+def test_a_forgetting_that_has_not_ended_is_told_and_finished(
+    lake: Lake, writer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for slide_id in ("c/a", "c/b"):
+        writer.ingest(lake, slide_id, "one", 4)
+    mine = lake.at().slides().to_pylist()[0]
+    entries, _ = begin([], [mine], [mine["ingest_id"]], "2026-11-21T10:00:00+00:00")
+    lake.catalog.change_properties(lambda newest, held: write(entries))  # as if the process had died here
+    (finding,) = check(lake)
+    assert finding.severity == "error" and "begun at 2026-11-21T10:00" in finding.finding and "--finish" in finding.fix
+    assert "1 forgettings were finished" in run(lake, "--finish").stderr
+    assert check(lake) == [] and lake.at().slides()["slide_id"].to_pylist() == ["c/b"]
+    assert "0 forgettings were finished" in run(lake, "--finish").stderr

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake, catalog, pairs
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.pairs import Fragment, PairsTable
 from histolake.platform.schemas import REJECTIONS
 

@@ -13,7 +13,7 @@ from tests.platform.flaky_store import Faults, flaky_store
 from tests.platform.killing import POINTS, Task, content, contents, leftovers, published, start, undisturbed
 
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
 
 FIRST: list[Task] = [("c/a", "one", 20)]

@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from histolake.platform.errors import IntegrityError, LakeNotFoundError, SlideNotFoundError, VersionError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.schemas import PAIRS
 

@@ -14,9 +14,9 @@ import pytest
 
 from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import corrections
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.storage import Location
 

@@ -16,7 +16,7 @@ import pytest
 from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.attempt import Attempt
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.leases import SILENT_S, TTL_S, Lease, Seal, read_leases
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.storage import Location

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from histolake.platform.cli import app
 from histolake.platform.errors import ConflictError, HistolakeError, SlideNotFoundError, UsageError, VersionError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
+from histolake.platform.lake.audit import check
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.diff import diff
 from histolake.platform.lake.expire import Pin, expire, plan_expiry
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.history import history
 from histolake.platform.lake.revert import plan_revert, revert
 from histolake.platform.lake.vacuum import vacuum
@@ -318,7 +318,7 @@ def test_a_reader_that_opened_before_the_floor_moved_is_stopped(busy: Lake) -> N
 @pytest.mark.parametrize("pinning", ["tag", "reader"])
 def test_who_pins_and_who_expires_never_both_win(lake: Lake, writer: ModuleType, pinning: str) -> None:
     for digest in range(7):
-        writer.ingest(lake, "c/a", str(digest), 2, refused=0)
+        writer.ingest(lake, "c/a", str(digest), 8, refused=0)
     outcomes = set()
     for number in range(1, 6):
         together, done = threading.Barrier(2), threading.Event()
@@ -335,7 +335,7 @@ def test_who_pins_and_who_expires_never_both_win(lake: Lake, writer: ModuleType,
                     with snapshot.reading("race"):
                         said["pinned"] = "yes"
                         done.wait(20)
-                        assert sum(batch.num_rows for batch in snapshot.pairs(["spot_image"])) == 2
+                        assert sum(batch.num_rows for batch in snapshot.pairs(["spot_image"])) == 8
                 said["pinned"] = "yes"
             except VersionError as error:
                 said["pin refused"] = str(error)

@@ -19,8 +19,8 @@ from histolake.platform.cli import app
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Lake
-from histolake.platform.lake.check import check
-from histolake.platform.lake.forget import forget
+from histolake.platform.lake.audit import check
+from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.vacuum import vacuum
 from histolake.platform.schemas import REJECTIONS
 from histolake.training.embed_pool import Crew, process_crew, ray_crew
@@ -241,8 +241,8 @@ main()
 @pytest.mark.parametrize(
     ("owner", "method", "nth", "whole"),
     [
-        ("histolake.platform.lake.embedding_table", "EmbeddingsWriter.write", 3, 2),
-        ("histolake.platform.lake.embedding_table", "EmbeddingTable.append", 2, 2),
+        ("histolake.platform.lake.embeddings.table", "EmbeddingsWriter.write", 3, 2),
+        ("histolake.platform.lake.embeddings.table", "EmbeddingTable.append", 2, 2),
     ],
 )
 def test_a_run_that_was_killed_is_taken_up(

@@ -158,7 +158,7 @@ def as_lake_genes(counts_NG: Any, genes: GeneTable) -> tuple[Any, np.ndarray, li
     gene_ids_U, first, column_of_G = np.unique(genes.gene_ids_G, return_index=True, return_inverse=True)
     n = counts_NG.shape[0]
     summed = csr_array(
-        (counts_NG.data, column_of_G[counts_NG.indices].astype(np.int32), counts_NG.indptr), shape=(n, len(gene_ids_U))
+        (counts_NG.data, column_of_G.astype(np.int32)[counts_NG.indices], counts_NG.indptr), shape=(n, len(gene_ids_U))
     )
     summed.sum_duplicates()
     summed.eliminate_zeros()

@@ -153,8 +153,8 @@ def check(
     images are missing, counts of pairs and rejections, shards of exports against their checksums, and what dead
     attempts left. A finding is an error (with what to do) or waste (`histolake lake vacuum` removes it).
 
-    It reads some 150 bytes a pair and the shards: seconds for a million pairs on disk. Images and counts are looked at
-    in the first and last pair of each fragment. --deep looks at all of them: some 50 KB a pair, a quarter of an hour
+    It reads some 1.5 KB a pair and the shards: seconds for a million pairs on disk. Images and counts are looked at
+    in the first and last pair of each fragment. --deep looks at all of them: some 20 KB a pair, ten minutes
     for a million pairs on a core. Both may run beside an ingest.
 
     Example: `histolake lake check --lake /data/lake --deep`
@@ -162,7 +162,7 @@ def check(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from histolake.platform.lake.check import check as audit
+    from histolake.platform.lake.audit import check as audit
 
     opened = open_lake(lake_uri)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from histolake.platform.errors import ConflictError, UsageError
 from histolake.platform.lake import Snapshot
-from histolake.platform.lake.removal import PLANNED
+from histolake.platform.lake.forgetting.removal import PLANNED
 from histolake.platform.storage import Location
 
 __all__ = ["ExportSpec", "Manifest", "export"]

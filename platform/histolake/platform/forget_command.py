@@ -12,7 +12,7 @@ from histolake.platform.commands import JsonFlag, LakeOption, open_lake, show
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Lake
-    from histolake.platform.lake.forget import Receipt
+    from histolake.platform.lake.forgetting import Receipt
     from histolake.platform.storage import Location
 
 __all__ = ["forget"]
@@ -44,9 +44,9 @@ def forget(
     Example: `histolake lake forget --patient study/P7 --plan --lake /data/lake`
     """
     from histolake.platform.errors import UsageError
-    from histolake.platform.lake.forget import finish as finish_begun
-    from histolake.platform.lake.forget import forget as remove
-    from histolake.platform.lake.forget import plan_forget
+    from histolake.platform.lake.forgetting import finish as finish_begun
+    from histolake.platform.lake.forgetting import forget as remove
+    from histolake.platform.lake.forgetting import plan_forget
     from histolake.platform.settings import load_settings
     from histolake.platform.tracking import mark_forgotten, models_that_saw
 
@@ -81,7 +81,7 @@ def forget(
 
 
 def _chosen(lake: Lake, slide: str | None, patient: str | None, study: str | None) -> dict[str, Any]:
-    from histolake.platform.lake.forget import find_patient
+    from histolake.platform.lake.forgetting import find_patient
 
     if patient is not None:
         return {"patient": find_patient(lake, patient)}

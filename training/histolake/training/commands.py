@@ -135,7 +135,7 @@ def show_lineage(
 
     Example: `histolake models lineage omiclip@champion`
     """
-    from histolake.platform.lake.whereabouts import became
+    from histolake.platform.lake.forgetting.whereabouts import became
     from histolake.training.registry import lineage
 
     rows = lineage(model, _tracking(tracking))

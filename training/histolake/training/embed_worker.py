@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from histolake.platform.errors import HistolakeError, LakeError, ModelError
 from histolake.platform.lake import Chunk, Fragment, Lake
-from histolake.platform.lake.embedding_table import EmbeddingsWriter
+from histolake.platform.lake.embeddings.table import EmbeddingsWriter
 from histolake.platform.storage import Location
 
 __all__ = ["EmbedPlan", "Embedder", "Work", "Written"]

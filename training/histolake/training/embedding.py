@@ -17,9 +17,9 @@ from typing import Any
 
 from histolake.platform.errors import LakeError
 from histolake.platform.lake import Fragment, Lake, Snapshot
-from histolake.platform.lake.claims import claimed, let_go, take
-from histolake.platform.lake.embedding_table import About, EmbeddingTable
-from histolake.platform.lake.embeddings import writing
+from histolake.platform.lake.embeddings.claims import claimed, let_go, take
+from histolake.platform.lake.embeddings.table import About, EmbeddingTable
+from histolake.platform.lake.embeddings.tables import writing
 from histolake.training.embed_pool import Crew, Pool, in_process, on_ray
 from histolake.training.embed_worker import EmbedPlan, Work, Written
 from histolake.training.models.files import model_digest, read_card

@@ -22,6 +22,7 @@ class Probe:
     figure: str | None
     limit: str | None
     means: str  # one sentence: what was asked and what came; where it is not as it must be, what to do
+    in_time: bool = True  # False where no answer came in time, so that nothing is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,11 @@ class Diagnosis:
     def keeps_writers_apart(self) -> bool:
         """Whether of several writers of one file exactly one succeeds."""
         return not any(probe.probe in AMONG_WRITERS for probe in self.failed())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was only too slow to tell: something answered, and no answer was wrong."""
+        return len(self.probes) > 1 and not self.ok and not any(probe.in_time for probe in self.failed())
 
     def failed(self) -> list[Probe]:
         """The probes that are not as they must be."""

@@ -60,7 +60,7 @@ def _within_its_time(name: str, ask: Callable[[], Probe], patient: Any) -> Probe
         except TooSlow as slow:
             text = f"It gave {slow}; look at the network and at the server's load, and ask again."
             limit = f"{PROBE_S:g} s"
-            return Probe(probe=name, ok=False, figure=f"over {limit}", limit=limit, means=text)
+            return Probe(probe=name, ok=False, figure=f"over {limit}", limit=limit, means=text, in_time=False)
         except Exception as error:
             # Whatever a library raises here is what the store is examined for; `says` names it.
             if patient.is_fleeting(error) and number < TRIES and time.monotonic() - started_s < AGAIN_S:

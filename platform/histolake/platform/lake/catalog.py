@@ -91,6 +91,7 @@ class Catalog:
                 name=f"{schema_name(schema)} v{schema_version(schema)}",
                 configuration={"delta.dataSkippingStatsColumns": _STATISTICS[name], **_LOG},
                 storage_options=place.delta_options(),
+                commit_properties=_ONCE,  # or the library makes an empty version 1 where the answer to 0 was lost
             )
         )
 
@@ -173,7 +174,7 @@ class Catalog:
 
         def fill() -> None:
             table = self.table(name)
-            if table.version() == 0:
+            if self.dataset(name, table).count_rows() == 0:
                 write_deltalake(table, rows.replace_schema_metadata(None), mode="append", commit_properties=_ONCE)
 
         again(fill)  # who lost the race, or won it unknowingly, finds the rows there

@@ -19,7 +19,7 @@ from histolake.platform.lake.admission import require_conditional_put
 from histolake.platform.lake.attempt import Attempt, find_dead, is_complete, new_ingest_id
 from histolake.platform.lake.catalog import LIVE, Catalog
 from histolake.platform.lake.correct import Change, carry, correct_rows
-from histolake.platform.lake.embeddings import EmbeddingTables
+from histolake.platform.lake.embeddings.tables import EmbeddingTables
 from histolake.platform.lake.forgotten import forgotten_of, notice
 from histolake.platform.lake.genes import GeneTable
 from histolake.platform.lake.images import LakeImages

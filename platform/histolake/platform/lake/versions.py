@@ -23,7 +23,7 @@ from histolake.platform.storage import Location
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Tag", "floor_of", "notes_naming", "remove_tag", "resolve", "set_tag", "tags", "tags_of"]
+__all__ = ["Tag", "floor_of", "named_in", "notes_naming", "remove_tag", "resolve", "set_tag", "tags", "tags_of"]
 
 TAGS = "histolake.tags"  # JSON: name -> {"version", "when"}
 FLOOR = "histolake.expired_before"  # versions below it cannot be read again
@@ -134,10 +134,14 @@ def remove_tag(lake: Lake, name: str) -> Tag:
 
 
 def notes_naming(lake: Lake, names: Iterable[str]) -> list[str]:
-    """The tags whose note names one of these, as a word by itself."""
-    wanted = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names)) or r"(?!)")
+    """The tags whose note names one of these."""
     files = [place for place in lake.root.join("tags").list() if place.suffix == ".json"]
-    return [place.name.removesuffix(".json") for place in files if wanted.search(_read_note(place))]
+    return [place.name.removesuffix(".json") for place in files if named_in(_read_note(place), names)]
+
+
+def named_in(text: str, names: Iterable[str]) -> bool:
+    """Whether a text holds one of these names as a word by itself."""
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names)
 
 
 def _text(held: Mapping[str, Tag]) -> str:

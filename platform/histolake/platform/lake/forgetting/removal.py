@@ -70,7 +70,7 @@ class Removal:
             freed += sum(entry.size_bytes for entry in folder.entries())
             folder.delete()
         for lease in self.leases:
-            lease.remove(lake.root)
+            lease.remove(lake.root, with_seal=lease.is_here)  # elsewhere its writer may come back, and must see it
         return freed + clean(lake, self.ingest_ids, self.slides)
 
 
@@ -178,7 +178,8 @@ def exports_of(lake: Lake, ids: frozenset[str]) -> list[Location]:
                 found.append(folder)
             break
         else:
-            found.append(folder)
+            if any(folder.entries()):  # some stores go on listing a folder whose last file is gone
+                found.append(folder)
     return found
 
 

@@ -17,14 +17,14 @@ import pyarrow as pa
 
 from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake.admission import require_conditional_put
-from histolake.platform.lake.embedding_table import MADE, About, EmbeddingTable
+from histolake.platform.lake.embeddings.nearest import nearest
+from histolake.platform.lake.embeddings.table import MADE, About, EmbeddingTable
 from histolake.platform.lake.leases import read_leases
-from histolake.platform.lake.nearest import nearest
 from histolake.platform.schemas import embeddings_schema
 from histolake.platform.storage import CLOCK_SLACK_S, Location
 
 if TYPE_CHECKING:
-    from histolake.platform.lake.findings import Finding
+    from histolake.platform.lake.audit.findings import Finding
     from histolake.platform.lake.lake import Lake
     from histolake.platform.lake.snapshot import Snapshot
 
@@ -144,7 +144,7 @@ class EmbeddingTables:
 
 def audit(lake: Lake) -> list[Finding]:
     """What is not as the catalogue says in the tables of embeddings; a table that covers a part of the lake is fine."""
-    from histolake.platform.lake.findings import VACUUM, Finding
+    from histolake.platform.lake.audit.findings import VACUUM, Finding
 
     rows = lake.catalog.slides(["slide_id", "ingest_id", "n_pairs"]).to_pylist()
     known = {row["ingest_id"]: row for row in rows}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from histolake.platform.lake.findings import AGAIN, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.audit.findings import AGAIN, REPORT, VACUUM, Finding, Tell
 from histolake.platform.lake.leases import SILENT_S, Lease, Seal
 from histolake.platform.lake.vacuum import SEAL_KEPT_S
 from histolake.platform.storage import PART_PREFIX, Location
@@ -97,7 +97,7 @@ def without_nulls(table: Location, part: Any, fields: dict[str, int]) -> set[str
         column_of = dict(zip(file.fields, file.column_indices, strict=True))
         for name, field_id in fields.items():
             if field_id in column_of and all(
-                "FullZipLayout" in page.encoding and "bits_def: 0," in page.encoding
+                "RepdefAllValidItem" in page.encoding and "Nullable" not in page.encoding
                 for page in columns[column_of[field_id]].pages
             ):
                 full.add(name)
@@ -119,7 +119,8 @@ def exports(lake: Lake, named: set[str], leases: list[Lease], tell: Tell) -> Ite
             manifest = json.loads(folder.join("manifest.json").read_bytes())
             shards, promised = manifest["shards"], manifest["pairs"]
         except FileNotFoundError:
-            if f"export {name}" not in under_way:
+            # Some stores go on listing a folder whose last file is gone.
+            if f"export {name}" not in under_way and any(folder.entries()):
                 yield finding("waste", f"export {name} did not finish: it has no manifest")
             continue
         except (ValueError, KeyError, TypeError):

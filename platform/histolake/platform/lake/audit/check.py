@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from histolake.platform.lake import audit_files, audit_rows
-from histolake.platform.lake.embeddings import audit
-from histolake.platform.lake.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.audit import files as audit_files
+from histolake.platform.lake.audit import rows as audit_rows
+from histolake.platform.lake.audit.findings import AGAIN, COMPACT, REPORT, VACUUM, Finding, Tell
+from histolake.platform.lake.embeddings.tables import audit
+from histolake.platform.lake.forgotten import forgotten_of
 from histolake.platform.lake.leases import Lease, read_leases
 from histolake.platform.lake.places import where_they_are
 
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "check"]
 
-AT_ONCE = 4  # ingests looked at together; most of the time is waiting for the store
+FINISH = "`histolake lake forget --finish` ends it, unless its process is still at work"
+READ_AHEAD = 2  # batches of images and counts, 10 MB each or so
+BUFFER_BYTES = 32 << 20  # that Lance reads ahead of them
+AT_ONCE = 4  # ingests looked at together; most of the time is waiting for the store (in depth: one)
 COLUMNS = [
     *("slide_id", "ingest_id", "published_in", "retired_in", "status"),
     *("n_pairs", "n_rejections", "fragments", "image", "image_hash", "flags"),
@@ -42,11 +47,11 @@ COLUMNS = [
 def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of: None) -> list[Finding]:
     """Everything that is not as it should be, in every version that the catalogue holds.
 
-    Without `deep` some 150 bytes a pair are read, and the shards of exports; with it all images and counts. Memory
+    Without `deep` some 1.5 KB a pair are read, and the shards of exports; with it all images and counts. Memory
     holds a few batches and the ids of a few slides.
     """
     broken = audit_files.catalog_files(lake)
-    if any("catalog/slides" in finding.finding for finding in broken):
+    if broken:  # nothing more can be known without them
         return broken
     first = _Seen.look(lake)
     leases = list(read_leases(lake.root))
@@ -54,7 +59,7 @@ def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of:
     named = {row["ingest_id"] for row in rows}
     held = named | {lease.lease_id for lease in leases if lease.is_live()}
 
-    found = [*broken, *_Pairs(lake, rows, deep=deep, tell=tell).findings()]
+    found = list(_Pairs(lake, rows, deep=deep, tell=tell).findings())
     found += audit_files.twice_published([row for row in rows if row["status"] == "published"])
     found += _rejections(lake, rows)
     found += audit_files.overviews(lake, rows, first.images)
@@ -62,6 +67,7 @@ def check(lake: Lake, *, deep: bool = False, tell: Tell = lambda what, done, of:
     found += audit(lake)
     found += _waste(lake, first, rows, held, leases)
     found += audit_files.leases_left(lake, leases, named)
+    found += _begun(lake)
     return _still(lake, list(dict.fromkeys(found)), named)
 
 
@@ -91,6 +97,14 @@ class _Seen:
             images={owner: [file.location.name for file in files] for owner, files in lake.images.files().items()},
             rejecting=set(_rejection_counts(lake)),
         )
+
+
+def _begun(lake: Lake) -> Iterator[Finding]:
+    """Forgettings whose process died: what they were to remove may still be there."""
+    for entry in forgotten_of(lake.catalog.properties()):
+        if entry.pending:
+            text = f"a forgetting of {len(entry.pending)} ingests that was begun at {entry.when} has not ended"
+            yield Finding(severity="error", slide_id=None, ingest_id="", finding=text, fix=FINISH)
 
 
 def _rejection_counts(lake: Lake) -> Counter[str]:
@@ -192,7 +206,7 @@ class _Pairs:
             if (row["n_pairs"] or 0) != sum(fragment["rows"] for fragment in row["fragments"] or []):
                 yield _error(row, f"the catalogue counts {row['n_pairs']} pairs, its fragments another number", REPORT)
         self._tell("pairs", 0, len(ingests))
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(1 if self._deep else AT_ONCE) as threads:
             for number, found in enumerate(threads.map(self._ingest, ingests.values()), 1):
                 yield from found
                 self._tell("pairs", number, len(ingests))
@@ -239,7 +253,12 @@ class _Pairs:
             batches = (
                 batch
                 for part in parts
-                for batch in part.to_batches(columns=audit_rows.CONTENT, batch_size=audit_rows.WIDE_ROWS)
+                for batch in part.to_batches(
+                    columns=audit_rows.CONTENT,
+                    batch_size=audit_rows.WIDE_ROWS,
+                    batch_readahead=READ_AHEAD,
+                    io_buffer_size=BUFFER_BYTES,
+                )
             )
             return audit_rows.content(batches, self._is_gene, has_image=has_image, decode=True)
         if has_image:

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import IntegrityError
+from histolake.platform.lake.embeddings.index import IndexState, drop_stale, index_state, keep_up
 from histolake.platform.lake.pairs import Fragment, PairsTable
-from histolake.platform.lake.vector_index import IndexState, drop_stale, index_state, keep_up
 from histolake.platform.schemas import PAIR_ID_BYTES, embeddings_schema
 from histolake.platform.storage import Location
 

@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from histolake.platform.errors import UsageError
-from histolake.platform.lake.embedding_table import SIDES, EmbeddingTable, Part
-from histolake.platform.lake.vector_index import INDEX_ROWS
+from histolake.platform.lake.embeddings.index import INDEX_ROWS
+from histolake.platform.lake.embeddings.table import SIDES, EmbeddingTable, Part
 
 if TYPE_CHECKING:
     from histolake.platform.lake.snapshot import Snapshot
 
-__all__ = ["ANSWER", "nearest"]
+__all__ = ["ANSWER", "nearest", "whole_fragments"]
 
 PROBED = 24  # cells looked into, where every row may be found; more where fewer may
 REFINE = 10  # candidates per answer that are compared again with the whole vector, for IVF_PQ
@@ -74,7 +74,7 @@ def nearest(
     share = rows / sum(part.rows for part in view.parts)
     probes = min(state.cells, math.ceil(PROBED / share))
     refine = REFINE if state.kind == "IVF_PQ" else None
-    allowed = None if len(chosen) == len(view.parts) else _whole_fragments(chosen)
+    allowed = None if len(chosen) == len(view.parts) else whole_fragments(chosen)
     return _by_index(dataset, side, query_QD, k, probes=probes, refine=refine, allowed=allowed)
 
 
@@ -177,7 +177,7 @@ def _by_index(
     )
 
 
-def _whole_fragments(chosen: Sequence[Part]) -> bytes:
+def whole_fragments(chosen: Sequence[Part]) -> bytes:
     """Fragments as the set of rows that Lance takes: how many entries, then for each the fragment and the bytes of its
     bitmap of rows, little-endian 32-bit numbers; no bytes mean every row."""
     entries = b"".join(struct.pack("<II", part.fragment_id, 0) for part in sorted(chosen, key=lambda p: p.fragment_id))

@@ -23,18 +23,20 @@ import pyarrow.compute as pc
 
 from histolake.platform.errors import SlideNotFoundError, UsageError
 from histolake.platform.lake.admission import require_conditional_put
+from histolake.platform.lake.forgetting.removal import Removal, survey
 from histolake.platform.lake.forgotten import begin, finish_entry, forgotten_of, write
 from histolake.platform.lake.leases import Lease, read_leases
-from histolake.platform.lake.removal import Removal, survey
 from histolake.platform.lake.vacuum import condemn
-from histolake.platform.lake.versions import floor_of, notes_naming, tags_of
+from histolake.platform.lake.versions import floor_of, named_in, notes_naming, tags_of
 from histolake.platform.schemas import LOOK_ALIKE, SLIDES
-from histolake.platform.storage import Location
+from histolake.platform.storage import PART_PREFIX, Location
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
 __all__ = ["Receipt", "find_patient", "finish", "forget", "ingests_of", "plan_forget"]
+
+HALF_WRITTEN_S = 2.0  # a file of a few kilobytes that is not whole after this time is nobody's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Receipt:
     look_alikes: list[str]  # other slides that named them
     version_before: int
     version_after: int
-    live_writers: int  # whose unfinished files, if they hold the same slide, only a later vacuum removes
+    live_writers: int  # of the same slides, and compactions: what they leave, only a later run or vacuum removes
 
     def create(self, place: Location) -> None:
         """Write it as JSON where nothing is yet; raises `UsageError` where something is."""
@@ -181,13 +183,10 @@ def forget(
     """
     require_conditional_put(lake.root)
     finish(lake)
-    chosen = _choose(lake, slide_id, patient, study)
-    # A dead attempt goes only where nobody adopts it: what its adopter is about to publish is a live writer's.
-    decided = tuple(lease for lease in chosen.dead if condemn(lake, lease))
-    live_writers = chosen.live_writers + len(chosen.dead) - len(decided)
-    chosen = replace(chosen, dead=decided, live_writers=live_writers)
+    chosen = _decided(lake, _choose(lake, slide_id, patient, study))
     removal = survey(lake, chosen.ingest_ids, chosen.slides, chosen.dead)
     receipt = _receipt(lake, chosen, removal, models)
+    _drop_half_written(lake, chosen.names)
     for name in receipt.notes:
         lake.root.join("tags", f"{name}.json").delete()
     key = _begin(lake, chosen) if chosen.ingest_ids else None
@@ -225,10 +224,10 @@ def _choose(lake: Lake, slide_id: str | None, patient: tuple[str | None, str] | 
     # A slide's earlier attempts are found by its name too: before a correction it may have had another patient.
     mine = [row for row in everything if row["slide_id"] in slides]
     naming = [row for row in everything if row["slide_id"] not in slides and slides & {*(row["look_alikes"] or ())}]
-    leases = [lease for lease in read_leases(lake.root) if lease.slide_id in slides or _resembles(lease, slides)]
+    patients = {name for row in mine for _, name in _names(row) if name}
+    leases = [lease for lease in read_leases(lake.root) if _concerns(lease, slides, slides | patients)]
     dead = [lease for lease in leases if not lease.is_live()]
     asked = f"slide {slide_id}" if slide_id else f"patient {_slashed(patient)}" if patient else f"study {study}"
-    patients = {name for row in mine for _, name in _names(row) if name}
     return _Chosen(
         asked=asked,
         slides=tuple(sorted(slides)),
@@ -240,10 +239,31 @@ def _choose(lake: Lake, slide_id: str | None, patient: tuple[str | None, str] | 
     )
 
 
-def _resembles(lease: Lease, slides: set[str]) -> bool:
-    """Whether an attempt at another slide names one of these as its look-alike."""
+def _concerns(lease: Lease, slides: set[str], names: set[str]) -> bool:
+    """Whether a lease is of an attempt at these slides, or at one that looks like them, or of dead work that names
+    them; a compaction may be at any slide."""
     record = (lease.plan or {}).get("record", {})
-    return not slides.isdisjoint(record.get("look_alikes") or ())
+    if lease.slide_id in slides or not slides.isdisjoint(record.get("look_alikes") or ()):
+        return True
+    return named_in(lease.purpose, names) if not lease.is_live() else lease.kind == "rewrite"
+
+
+def _decided(lake: Lake, chosen: _Chosen) -> _Chosen:
+    """With the fate of dead attempts decided, so that a writer that was only slow cannot publish any more. What an
+    adopter is about to publish is a live writer's. An attempt that was published goes with its row."""
+    named = {row["ingest_id"] for row in chosen.rows}
+    dead = tuple(lease for lease in chosen.dead if lease.lease_id in named or condemn(lake, lease))
+    return replace(chosen, dead=dead, live_writers=chosen.live_writers + len(chosen.dead) - len(dead))
+
+
+def _drop_half_written(lake: Lake, names: frozenset[str]) -> None:
+    """Remove leases and notes that name them and whose writer died in the middle of writing."""
+    for folder in (lake.root.join("leases"), lake.root.join("tags")):
+        now_s = folder.clock_s()
+        for entry in folder.entries():
+            half = entry.location.name.startswith(PART_PREFIX) and now_s - entry.modified_s > HALF_WRITTEN_S
+            if half and named_in(entry.location.read_bytes().decode(errors="replace"), names):
+                entry.location.delete()
 
 
 def _receipt(lake: Lake, chosen: _Chosen, removal: Removal, models: Sequence[str]) -> Receipt:
