@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tests.ingestion.conftest import write_section
 from tests.ingestion.dying_ingest import DRIVER_POINTS, command
-from tests.platform.killing import Task, contents, descendants, leftovers, published, start
+from tests.platform.killing import Task, contents, leftovers, published, start
+from tests.processes import descendants
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.lake import Lake

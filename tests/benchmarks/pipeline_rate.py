@@ -22,11 +22,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.benchmarks.big_slide import QUICK, big_slide
+from tests.processes import descendants
 
 __all__ = ["Rate", "pipeline_rate"]
 
@@ -132,7 +133,7 @@ class _Watch:
     def _look(self) -> None:
         while not self._stop.wait(SAMPLE_S):
             shared_kb = 0
-            for pid in _descendants(os.getpid()):
+            for pid, _ in descendants(os.getpid()):
                 try:
                     told = Path(f"/proc/{pid}/cmdline").read_bytes()
                     rollup = Path(f"/proc/{pid}/smaps_rollup")
@@ -151,21 +152,6 @@ class _Watch:
 def _sum_kb(place: Path, names: tuple[str, ...]) -> int:
     lines = (line.partition(":") for line in place.read_text().splitlines())
     return sum(int(value.split()[0]) for name, _, value in lines if name in names)
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    waiting = list(parents.get(pid, []))
-    while waiting:
-        child = waiting.pop()
-        waiting += parents.get(child, [])
-        yield child
 
 
 def main() -> None:

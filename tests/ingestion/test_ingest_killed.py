@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.ingestion.dying_ingest import command
-from tests.platform.killing import contents, descendants, leftovers
+from tests.platform.killing import contents, leftovers
+from tests.processes import descendants
 
 from histolake.platform.lake import Lake
 from histolake.platform.lake.audit import check

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from histolake.platform.lake import Lake
 from histolake.platform.lake.leases import read_leases
 from histolake.platform.schemas import PAIRS
 
-__all__ = ["POINTS", "content", "contents", "descendants", "leftovers", "published", "start", "undisturbed"]
+__all__ = ["POINTS", "content", "contents", "leftovers", "published", "start", "undisturbed"]
 
 LAKE = "histolake.platform.lake"
 # Every commit point: what was done last when the writer dies.
@@ -95,25 +95,6 @@ def contents(lake: Lake, version: int | None = None) -> dict[str, str]:
         for row in batch.to_pylist():
             digests[row["slide_id"]].update(repr(row).encode())
     return {slide_id: digest.hexdigest() for slide_id, digest in digests.items()}
-
-
-def descendants(pid: int) -> Iterator[tuple[int, str]]:
-    """Process ids and command lines of all that a process has started, directly or not."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    waiting = list(parents.get(pid, []))
-    while waiting:
-        child = waiting.pop()
-        waiting += parents.get(child, [])
-        try:
-            yield child, Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
 
 
 def leftovers(lake: Lake) -> list[str]:
