@@ -13,6 +13,7 @@ what can be measured, not of whom.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -257,12 +258,18 @@ def _decided(lake: Lake, chosen: _Chosen) -> _Chosen:
 
 
 def _drop_half_written(lake: Lake, names: frozenset[str]) -> None:
-    """Remove leases and notes that name them and whose writer died in the middle of writing."""
+    """Remove leases and notes that name them and whose writer died in the middle of writing. One that is being written
+    now is waited for: it becomes whole, or it is nobody's."""
     for folder in (lake.root.join("leases"), lake.root.join("tags")):
-        now_s = folder.clock_s()
         for entry in folder.entries():
-            half = entry.location.name.startswith(PART_PREFIX) and now_s - entry.modified_s > HALF_WRITTEN_S
-            if half and named_in(entry.location.read_bytes().decode(errors="replace"), names):
+            if not entry.location.name.startswith(PART_PREFIX):
+                continue
+            time.sleep(max(0.0, entry.modified_s + HALF_WRITTEN_S - folder.clock_s()))
+            try:
+                half = entry.location.read_bytes().decode(errors="replace")
+            except FileNotFoundError:  # it is whole, under its own name
+                continue
+            if named_in(half, names):
                 entry.location.delete()
 
 
