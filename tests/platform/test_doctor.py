@@ -62,7 +62,7 @@ def test_a_sound_store_passes_and_nothing_is_left_there(bucket: str) -> None:
 def test_the_command_tells_one_flat_row_a_probe(bucket: str) -> None:
     code, rows, words = doctor(f"{bucket}/lake")
     assert code == 0 and "all holds" in words
-    assert all(list(row) == ["probe", "ok", "figure", "limit", "means", "in_time"] for row in rows)
+    assert all(list(row) == ["probe", "ok", "figure", "limit", "means", "settled"] for row in rows)
     assert all(row["ok"] and row["means"].endswith((".", ").")) for row in rows)
     assert {"reachable", "conditional put", "race", "ranges", "clock", "latency"} <= {row["probe"] for row in rows}
 

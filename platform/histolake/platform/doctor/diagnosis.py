@@ -22,7 +22,7 @@ class Probe:
     figure: str | None
     limit: str | None
     means: str  # one sentence: what was asked and what came; where it is not as it must be, what to do
-    in_time: bool = True  # False where no answer came in time, so that nothing is known
+    settled: bool = True  # False where the store was too slow or failed in passing, so that nothing is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Diagnosis:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was only too slow to tell: something answered, and no answer was wrong."""
-        return len(self.probes) > 1 and not self.ok and not any(probe.in_time for probe in self.failed())
+        """Whether the store was only too slow, or failed in passing: no answer of its was wrong."""
+        return not self.ok and not any(probe.settled for probe in self.failed())
 
     def failed(self) -> list[Probe]:
         """The probes that are not as they must be."""

@@ -60,11 +60,12 @@ def _within_its_time(name: str, ask: Callable[[], Probe], patient: Any) -> Probe
         except TooSlow as slow:
             text = f"It gave {slow}; look at the network and at the server's load, and ask again."
             limit = f"{PROBE_S:g} s"
-            return Probe(probe=name, ok=False, figure=f"over {limit}", limit=limit, means=text, in_time=False)
+            return Probe(probe=name, ok=False, figure=f"over {limit}", limit=limit, means=text, settled=False)
         except Exception as error:
             # Whatever a library raises here is what the store is examined for; `says` names it.
             if patient.is_fleeting(error) and number < TRIES and time.monotonic() - started_s < AGAIN_S:
                 patient.afresh()
                 continue
-            return Probe(probe=name, ok=False, figure=None, limit=None, means=patient.says(error))
+            settled = not patient.is_fleeting(error)
+            return Probe(probe=name, ok=False, figure=None, limit=None, means=patient.says(error), settled=settled)
     raise AssertionError("the last try returns")

@@ -72,8 +72,8 @@ def race(name: str, create: Create, read: Read, put_s: float, patience_s: float)
             f"{len(wrong)} of {len(winners)} files have no winner, or hold not what theirs wrote ({told}). Use another "
             "store."
         )
-    in_time = any(wrong.values()) or not wrong  # a file without a winner may yet get one
-    return Probe(probe=name, ok=not wrong, figure=f"{worst}", limit="1", means=means, in_time=in_time), run
+    settled = any(wrong.values()) or not wrong  # a file without a winner may yet get one
+    return Probe(probe=name, ok=not wrong, figure=f"{worst}", limit="1", means=means, settled=settled), run
 
 
 def _enter(create: Create, file: str, writer: int, after_s: float) -> bool:

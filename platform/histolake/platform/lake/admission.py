@@ -28,7 +28,8 @@ __all__ = ["ASKED", "require_conditional_put"]
 # What decides whether a lake may be written; the doctor's other probes are told to people.
 ASKED = ("reachable", "ranges", "folders", "conditional put", "race")
 WRITING = ("write", "sole")  # kinds of leases that writers hold
-PATIENCE_S = 60.0  # a store that is only slow is asked again for so long
+PATIENCE_S = 60.0  # a store that is only slow, or fails in passing, is asked again for so long
+SILENCE_S = 5.0  # and one that gives no answer at all for so long
 GOODBYE_S = 5.0  # how long the end of a process waits for its lease to be given back
 
 _lock = threading.Lock()
@@ -69,15 +70,15 @@ def require_conditional_put(root: Location) -> None:
 def _diagnosis(root: Location) -> Diagnosis:
     """What was found at the bucket that a lake is in; asked again where nothing answered.
 
-    A person who calls the doctor wants an answer in seconds; a writer on a busy machine had better wait than be refused
-    for a store that is only slow.
+    A person who calls the doctor wants an answer in seconds; a writer had better wait than be refused for a store that
+    is only slow or fails in passing.
     """
     key = (root.bucket_and_key()[0], *sorted(root.store.resolved().items()))
     found = _diagnoses.get(key)
     if found is None:
-        end_s = time.monotonic() + PATIENCE_S
+        start_s = time.monotonic()
         found = examine(root, only=ASKED)
-        while found.is_open and time.monotonic() < end_s:
+        while found.is_open and time.monotonic() - start_s < (PATIENCE_S if len(found.probes) > 1 else SILENCE_S):
             found = examine(root, only=ASKED)
         if len(found.probes) > 1:
             _diagnoses[key] = found
