@@ -31,6 +31,16 @@ def doctor(place: str, endpoint: str | None = None) -> tuple[int, list[dict[str,
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
+def examined(place: Location) -> Diagnosis:
+    """What is found there, asked again where a busy machine was too slow to tell."""
+    found = examine(place)
+    for _ in range(5):
+        if not found.is_open:
+            break
+        found = examine(place)
+    return found
+
+
 def failed(diagnosis: Diagnosis) -> list[str]:
     return [probe.probe for probe in diagnosis.failed()]
 
@@ -44,7 +54,7 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_sound_store_passes_and_nothing_is_left_there(bucket: str) -> None:
     place = Location.parse(f"{bucket}/some/lake")
-    diagnosis = examine(place)
+    diagnosis = examined(place)
     assert failed(diagnosis) == [] and diagnosis.keeps_writers_apart and diagnosis.holds_a_lake
     assert diagnosis.server.startswith("SeaweedFS")
     told = {probe.probe: probe for probe in diagnosis.probes}
