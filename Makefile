@@ -38,7 +38,7 @@ format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-ingest: setup ## measure the ingest and reading, 40 minutes; writes bench-output/ingest.json
+bench-ingest: setup ## measure the ingest and reading, long; writes bench-output/ingest.json
 	@$(BIN)/python -m tests.benchmarks.bench_ingest $(BENCH_ARGS)
 
 clean: ## remove what the other targets made (the environment, the demo, caches)

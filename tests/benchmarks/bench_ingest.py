@@ -7,7 +7,7 @@ Each runs in a process of its own, so that none inherits the caches, the threads
 are merged into one flat JSON object with the machine, the commit and the time. `--only` keeps the other figures of
 the file as they are. `--render` measures nothing: it writes the table of a result into docs/speed.md.
 
-The machine should do nothing else meanwhile. All of it takes about 40 minutes on two cores.
+The machine should do nothing else meanwhile.
 """
 
 from __future__ import annotations
