@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import HTTPError, URLError
@@ -18,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from tests.object_store import KEY, SECRET, environment, free_ports
-from tests.platform.flaky_store import Faults, _Forwarder
+from tests.platform.flaky_store import Faults, _Forwarder, serve
 
 __all__ = ["careless_store", "nanio"]
 
@@ -90,26 +89,13 @@ class _Careless(_Forwarder):
 
 
 def _serve(upstream: str) -> None:
-    import threading
-
     import boto3
 
     class Handler(_Careless):
         target = str(urlsplit(upstream).netloc)
         client = boto3.client("s3")
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that goes away in the middle is none of ours."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_port, flush=True)
-    sys.stdin.read()
-    print(json.dumps(sorted(_Careless.asked)), flush=True)
+    serve(Handler, lambda: sorted(_Careless.asked))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,11 +84,15 @@ def flaky_store(upstream: str, faults: Faults) -> Iterator[str]:
 
 
 def _serve(upstream: str, faults: Faults) -> None:
-    """Tell the port, serve until the standard input ends, tell what went wrong."""
-
     class Handler(_Forwarder):
         target = str(urlsplit(upstream).netloc)
         wrong = faults
+
+    serve(Handler, lambda: faults.happened)
+
+
+def serve(handler: type[BaseHTTPRequestHandler], happened: Callable[[], Any]) -> None:
+    """Tell the port, serve until the standard input ends, tell what happened."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -97,11 +101,11 @@ def _serve(upstream: str, faults: Faults) -> None:
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that goes away in the middle is none of ours."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()
-    print(json.dumps(faults.happened), flush=True)
+    print(json.dumps(happened()), flush=True)
 
 
 class _Forwarder(BaseHTTPRequestHandler):

@@ -92,8 +92,8 @@ def test_splits_follow_the_correction_from_its_version_on(lake: Lake, writer: Mo
     writer.ingest(lake, "c/b", "one", 4, patient="P2")
     split = Split.named(train=["c/a"], test=["c/b"])
     correct(lake, "c/b", patient="P1")
-    assert split.cut_units(lake.at(2).slides()) == []
-    assert split.cut_units(lake.at().slides()) == [("study", "P1")]
+    assert split.cuts(lake.at(2).slides()) == []
+    assert [cut.what for cut in split.cuts(lake.at().slides())] == [("study", "P1")]
 
 
 def test_a_correction_stands_until_the_source_says_something_new(lake: Lake) -> None:

@@ -284,7 +284,7 @@ def test_named_lists_say_when_they_cut_a_patient() -> None:
         Split.named(train=["h/C2"], validation=["h/C5"]).assign(table)
     split = Split.named(train=["h/C2"], validation=["h/C5"], test=["h/A1"], cuts_units=True)
     assert split.assign(table) == {"h/C2": "train", "h/C5": "validation", "h/A1": "test", "h/B1": "left_out"}
-    assert split.cut_units(table) == [("h", "C")]
+    assert [(cut.kind, cut.what) for cut in split.cuts(table)] == [("unit", ("h", "C"))]
     assert Split.from_dict(split.to_dict()) == split
     with pytest.raises(SplitError, match="not in this version"):
         Split.named(train=["h/C9"]).assign(table)
@@ -298,7 +298,6 @@ def test_named_lists_say_when_they_cut_look_alikes() -> None:
     assert split.assign(rows) == {"c/a": "train", "c/b": "test"}
     ((kind, what, sides),) = [(cut.kind, cut.what, cut.sides) for cut in split.cuts(rows)]
     assert (kind, what, sides) == ("look_alike", ("c/a", "c/b"), ("train", "test"))
-    assert split.cut_units(rows) == []
 
 
 # -- JSON and mistakes ---------------------------------------------------------------------------------------------

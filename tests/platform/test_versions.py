@@ -152,14 +152,19 @@ def test_tags_of_many_threads_and_a_publish_are_all_there(lake: Lake, writer: Mo
 
 
 def test_properties_are_set_after_the_version_that_was_read_or_not_at_all(lake: Lake, writer: ModuleType) -> None:
-    version = lake.version
-    assert lake.catalog.set_properties({"histolake.x": "1"}, version) == version + 1
-    writer.ingest(lake, "c/a", "one", 4)
-    with pytest.raises(ConflictError):
-        lake.catalog.set_properties({"histolake.x": "2"}, version + 1)
+    version, asked = lake.version, []
+
+    def overtaken(newest: int, held: dict[str, str]) -> dict[str, str]:
+        asked.append((newest, dict(held)))
+        if len(asked) == 1:
+            writer.ingest(Lake.open(lake.uri), "c/a", "one", 4)
+        return {"histolake.x": "1"}
+
+    assert lake.catalog.change_properties(overtaken) == version + 2
+    assert asked == [(version, {}), (version + 1, {})]
     assert lake.catalog.properties() == {"histolake.x": "1"}
     lake.catalog.table("slides").create_checkpoint()
-    lake.catalog.set_properties({"histolake.x": ""}, lake.version)
+    lake.catalog.change_properties(lambda _newest, _held: {"histolake.x": ""})
     assert lake.catalog.properties() == {}
 
 

@@ -317,23 +317,14 @@ class Catalog:
         held = (table or self.table("slides")).metadata().configuration
         return {name: value for name, value in held.items() if name.startswith(PROPERTY_PREFIX) and value}
 
-    def set_properties(self, changes: Mapping[str, str], expect_version: int, told: Told | None = None) -> int:
-        """Set properties in the version after `expect_version`; raises `ConflictError` where another commit has it.
-
-        An empty value removes one. Any two commits of the table conflict, so what was read of `expect_version` (its
-        rows, its other properties) still holds when the properties are set.
-        """
-        require_conditional_put(self._lake)
-        place = self.root.join("slides")
-        table = DeltaTable(place.uri, version=expect_version, storage_options=place.delta_options())
-        return _set(table, changes, told)
-
     def change_properties(
         self, make: Callable[[int, dict[str, str]], Mapping[str, str]], told: Told | None = None
     ) -> int:
-        """Set the properties that `make(newest version, properties)` gives; returns the lake version that has them.
+        """Set the properties that `make(newest version, properties)` gives; returns the lake version that has them. An
+        empty value removes one.
 
-        `make` is asked again after every lost race; what it gives is equal to what is there already where a commit
+        Any two commits of the table conflict, so what `make` read of its version still holds when they are set: it is
+        asked again after every lost race. What it gives is equal to what is there already where a commit
         that seemed to fail had succeeded, and then nothing is done.
         """
         require_conditional_put(self._lake)

@@ -187,10 +187,6 @@ class Split:
 
         return block_sides(x_um, y_um, side_of, block_um=self.block_um, gap_um=gap_um)
 
-    def cut_units(self, slides: pa.Table) -> list[tuple[str, str]]:
-        """The units that stand on more than one side of a named split."""
-        return [cut.what for cut in self.cuts(slides) if cut.kind == "unit"]
-
     def cuts(self, slides: pa.Table) -> list[Cut]:
         """The units and pairs of look-alikes that stand on more than one side of a named split."""
         return self._cuts(read_slides(slides)) if self.kind == "named" else []
