@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +108,12 @@ def _metadata_s(uri: str, size: int, number: int, slides: int) -> float:
 
 
 def _ratio(big: Path, empty: Path, slide: list[pa.Table], repeats: int) -> float:
-    """The median of the ratios of times to add a slide of real size to both lakes, one after the other."""
-    numbers = iter(range(2 * ADDED, 3 * ADDED))
+    """The median of the ratios of times to add a slide of real size to both lakes, one after the other.
+
+    Each empty lake is a new one, and all are removed at the end: pages that a removed file leaves are quicker to write
+    to than others, and only one side would have them.
+    """
+    numbers, empties = iter(range(2 * ADDED, 3 * ADDED)), count()
 
     def add(place: Path) -> float:
         lake = Lake.open(place, create=True)
@@ -118,11 +122,13 @@ def _ratio(big: Path, empty: Path, slide: list[pa.Table], repeats: int) -> float
         return taken
 
     def to_empty() -> float:
-        shutil.rmtree(empty, ignore_errors=True)
-        Lake.open(empty, create=True)
-        return add(empty)
+        place = empty / str(next(empties))
+        Lake.open(place, create=True)
+        return add(place)
 
+    shutil.rmtree(empty, ignore_errors=True)
     taken = interleaved({"big": lambda: add(big), "empty": to_empty}, repeats)
+    shutil.rmtree(empty)
     _tell(", ".join(f"{name}: {statistics.median(times):.2f} s" for name, times in taken.items()))
     return median_ratio(taken["big"], taken["empty"])
 

@@ -31,7 +31,8 @@ def test_runs_cover_the_section_and_are_of_one_size(n_spots: int, workers: int, 
 
 def test_a_section_is_shared_only_where_workers_would_idle() -> None:
     assert len(cut(5000, SIZES, workers=2, sections=100)) == 1
-    assert len(cut(5000, SIZES, workers=2, sections=1)) == 4, "as many for each worker"
+    assert len(cut(5000, SIZES, workers=1, sections=1)) == 1
+    assert [len(cut(5000, SIZES, workers=2, sections=left)) for left in (5, 4, 3, 2, 1)] == [1, 1, 2, 2, 4]
     assert len(cut(3000, SIZES, workers=7, sections=1)) == 2
     assert len(cut(20_000, SIZES, workers=2, sections=100)) == len(cut(20_000, SIZES, workers=1, sections=1)) == 3
     assert cut(0, SIZES, workers=2, sections=1) == []

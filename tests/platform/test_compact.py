@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from histolake.platform.errors import IntegrityError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.audit import check
-from histolake.platform.lake.compact import compact
+from histolake.platform.lake.compact import compact, scattered
 from histolake.platform.lake.correct import corrections
 from histolake.platform.lake.forgetting import forget
 from histolake.platform.lake.vacuum import vacuum
@@ -217,6 +217,14 @@ def test_beside_an_ingest(filled: Lake, run_writer: Callable[..., subprocess.Pop
     assert counts == {"c/a": 14, "c/b": 11, "c/d": 6, "c/0": 20, "c/1": 21}
     assert len(rows_of(filled)) == sum(counts.values()) and sound(filled)
     assert len(filled.pairs.fragment_ids()) == 6
+
+
+def test_it_is_due_where_fragments_are_many_for_the_ingests(filled: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scattered(filled) is None, "a handful is no matter"
+    monkeypatch.setattr("histolake.platform.lake.compact.MANY", -1)
+    assert scattered(filled) == 8
+    compact(filled)
+    assert scattered(filled) is None
 
 
 def test_the_command(filled: Lake) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histolake.ingestion.console import Bars, end_with, read_changes, show_mismatches, stderr
 from histolake.platform.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from histolake.platform.lake import Lake
 
 __all__ = ["ChangeOption", "MetadataOption", "ingest", "sample"]
 
@@ -141,17 +146,28 @@ def ingest(
         candidates = (replace(candidate, rehash=True) for candidate in candidates)
     rules = pipeline.ingest_settings(settings)
     console.print("starting Ray", highlight=False)
+    into = None if plan else Lake.open(settings.lake, create=True)
     with start_ray(settings.section("cluster")), Bars(console) as tell:
-        if plan:
+        if into is None:
             outcomes = pipeline.plan(candidates, _existing(settings.lake), rules, tell)
         else:
-            outcomes = pipeline.ingest(candidates, Lake.open(settings.lake, create=True), rules, tell)
+            outcomes = pipeline.ingest(candidates, into, rules, tell)
         workers = pipeline.workers_for(outcomes)
     show_mismatches(console, table.mismatches(), mismatches)
-    if not plan:
+    if into is not None:
+        _advise(console, into)
         command = f"histolake lake report --lake {settings.lake} --cohort {cohort} --to {cohort}.html"
         console.print(f"what became of it, in pictures: {command}", highlight=False, soft_wrap=True)
     end_with(console, outcomes, workers=workers, as_json=as_json)
+
+
+def _advise(console: Console, lake: Lake) -> None:
+    """Say when the lake would be quicker for a compaction."""
+    from histolake.platform.lake.compact import scattered
+
+    if (fragments := scattered(lake)) is not None:
+        said = f"the lake's pairs lie in {fragments:,} fragments; to make commits and readers quicker: "
+        console.print(f"{said}histolake lake compact --lake {lake.uri}", highlight=False, soft_wrap=True)
 
 
 def _existing(uri: str) -> Any:

@@ -1,7 +1,8 @@
 """How a section is cut into runs of spots, each of which one worker writes as one fragment.
 
-A fragment more makes the table's manifest longer for ever, and a worker more has to open the section; a run too few
-lets workers idle at the end. So a section stays whole as long as there are others for the other workers.
+A fragment more makes the table's manifest longer until it is compacted, and a worker more has to open the section; a
+run too few lets workers idle at the end. So a section stays whole as long as there are others for the other workers,
+and the last ones are cut into just so many that the end is shared.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import pairwise
 
 __all__ = ["RunSizes", "cut"]
 
-PLENTY = 3  # sections still to be written for each worker, above which none is shared
+RUNS_LEFT = 2  # for each worker, below which sections are shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,8 @@ def cut(n_spots: int, sizes: RunSizes, *, workers: int, sections: int) -> list[t
     if n_spots == 0:
         return []
     runs = -(-n_spots // sizes.largest)
-    if workers > 1 and sections <= PLENTY * workers:
-        most = n_spots // sizes.smallest
-        # As many for each worker, so that none is left with one more than the others.
-        runs = max(runs, most // workers * workers if most > workers else most)
+    if workers > 1:
+        wanted = -(-RUNS_LEFT * workers // sections)
+        runs = max(runs, min(wanted, n_spots // sizes.smallest))
     edges = [n_spots * i // runs for i in range(runs + 1)]
     return list(pairwise(edges))

@@ -31,8 +31,9 @@ from histolake.platform.schemas import SLIDES
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
 
-__all__ = ["Compacted", "compact"]
+__all__ = ["Compacted", "compact", "scattered"]
 
+MANY = 1_000  # fragments, below which their number costs next to nothing
 TOGETHER = 64  # ingests that one commit moves
 BATCH_ROWS = 256  # rows in memory
 
@@ -50,6 +51,12 @@ class Compacted:
     entered: int  # ingests that an earlier compaction had moved and not entered in the catalogue
 
 
+def scattered(lake: Lake) -> int | None:
+    """How many fragments the lake has, where they are so many for its ingests that compaction is due; else None."""
+    fragments = len(lake.pairs.fragment_ids())
+    return fragments if fragments > MANY + 2 * lake.catalog.row_count("slides") else None
+
+
 def compact(lake: Lake, tell: Tell = lambda done, total: None) -> Compacted:
     """Move the pairs of every ingest in the catalogue to one fragment each, where they are in several."""
     before = len(lake.pairs.fragment_ids())
@@ -57,13 +64,13 @@ def compact(lake: Lake, tell: Tell = lambda done, total: None) -> Compacted:
     lake.keeper.hold(lease)
     try:
         entered = _enter_what_was_moved(lake)
-        scattered = _scattered(_rows(lake))
+        in_parts = _in_parts(_rows(lake))
         done = pairs = 0
-        for some in _batches(sorted(scattered), TOGETHER):
-            moved = _move(lake, {ingest_id: scattered[ingest_id] for ingest_id in some}, lease)
+        for some in _batches(sorted(in_parts), TOGETHER):
+            moved = _move(lake, {ingest_id: in_parts[ingest_id] for ingest_id in some}, lease)
             done += len(moved)
             pairs += sum(place["rows"] for listed in moved.values() for place in listed)
-            tell(done, len(scattered))
+            tell(done, len(in_parts))
     finally:
         lake.keeper.release(lease.lease_id)
     after = len(lake.pairs.fragment_ids())
@@ -83,7 +90,7 @@ def _rows(lake: Lake) -> list[dict[str, Any]]:
     return found
 
 
-def _scattered(rows: Sequence[dict[str, Any]]) -> dict[str, _Ingest]:
+def _in_parts(rows: Sequence[dict[str, Any]]) -> dict[str, _Ingest]:
     return {
         row["ingest_id"]: _Ingest(row["slide_id"], row["fragments"]) for row in rows if len(row["fragments"] or ()) > 1
     }
