@@ -107,6 +107,19 @@ def test_a_reader_goes_on_when_its_files_are_taken_away(filled: Lake) -> None:
     assert got + [name for batch in streamed for name in batch["barcode"].to_pylist()] == expected
 
 
+@pytest.mark.parametrize("read", [0, 2, 5, 8])
+def test_a_scan_goes_on_at_the_row_where_files_went(filled: Lake, read: int) -> None:
+    expected = rows_of(filled)
+    snapshot = filled.at()
+    streamed = snapshot.pairs(["barcode", "slide_id"], batch_rows=3)
+    got = [next(streamed) for _ in range(read)]
+    compact(filled)
+    vacuum(filled, clock_slack_s=-1)
+    got += streamed
+    assert [name for batch in got for name in batch["barcode"].to_pylist()] == expected
+    assert all(len(set(batch["slide_id"].to_pylist())) == 1 for batch in got)
+
+
 def test_rows_of_many_chunks_are_found_where_they_went(filled: Lake) -> None:
     snapshot, expected = filled.at(), rows_of(filled)
     chunks = snapshot.chunks(rows=5)

@@ -236,3 +236,21 @@ def test_leases_of_other_machines_die_by_silence(lake: Lake) -> None:
     assert not lease(TTL_S * 2, machine="elsewhere").is_live()
     assert not lease(TTL_S * 2, machine="elsewhere").is_certainly_dead()
     assert lease(TTL_S * 20, machine="elsewhere").is_certainly_dead()
+
+
+def test_counts_are_stored_in_less_than_they_take_in_memory(lake: Lake, writer: ModuleType) -> None:
+    n_spots, n_genes = 100, 1_000
+    random = np.random.default_rng(0)
+    counts = random.poisson(1.0, n_spots * n_genes).astype(np.float32) + 1
+    sizes = {}
+    for name, values in {"counts": counts, "noise": random.random(len(counts), dtype=np.float32)}.items():
+        attempt = lake.begin(f"c/{name}", source_digest="one", settings_digest="s", source="x")
+        rows = writer.rows("c/a", "one", n_spots)
+        lists = pa.ListArray.from_arrays(np.arange(n_spots + 1, dtype=np.int32) * n_genes, pa.array(values))
+        fragment = attempt.pairs.write(rows.set_column(rows.schema.get_field_index("counts"), "counts", lists))
+        attempt.stage({"n_spots": n_spots}, [fragment], pa.table({"rule": pa.array([], "string")}))
+        lake.publish([attempt])
+        sizes[name] = (Path(lake.uri) / "pairs.lance" / "data" / fragment.files[0]).stat().st_size
+        read = pa.Table.from_batches(lake.at().pairs(["counts"], [f"c/{name}"]))["counts"].combine_chunks()
+        assert np.array_equal(read.values.to_numpy(), values)
+    assert sizes["noise"] - sizes["counts"] > counts.nbytes / 2

@@ -33,6 +33,10 @@ COMMIT_TRIES = 40
 WRITE_TRIES = 3
 METADATA_CACHE_BYTES = 8 << 20  # else Lance keeps every manifest that it has seen, up to a GiB
 INDEX_CACHE_BYTES = 16 << 20
+# Lance packs whole numbers by itself and leaves others as they are. Most counts are 1 or 2: by LZ4 they take a third of
+# the room and are read as fast (by Zstandard a fifth, at half the rate).
+PACKED = pa.field("item", pa.float32(), metadata={"lance-encoding:compression": "lz4"})
+WRITTEN = PAIRS.set(PAIRS.get_field_index("counts"), pa.field("counts", pa.list_(PACKED)))
 MANIFEST = ".manifest"
 KEEP_MANIFESTS = 16  # of the newest versions, which another process may be about to read
 KEEP_MANIFESTS_S = 300.0  # and those of this time
@@ -78,13 +82,13 @@ class PairsWriter:
         from lance.fragment import LanceFragment
 
         batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
-        reader = pa.RecordBatchReader.from_batches(PAIRS, (self._own(batch) for batch in batches))
+        reader = pa.RecordBatchReader.from_batches(WRITTEN, (self._own(batch) for batch in batches))
         # As the first fragment of a table: to append, Lance would read the whole manifest for the schema. `append` sees
         # to it that the columns have the numbers that they have in the table.
         written = LanceFragment.create(
             self.location.uri,
             reader,
-            schema=PAIRS,
+            schema=WRITTEN,
             mode="create",
             data_storage_version=STORAGE_VERSION,
             storage_options=self.location.lance_options(),
@@ -94,12 +98,12 @@ class PairsWriter:
     def _own(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         own = {"ingest_id": self.ingest_id, "slide_id": self.slide_id}
         columns = []
-        for wanted in PAIRS:
+        for wanted in WRITTEN:
             if wanted.name in own:
                 columns.append(pa.array([own[wanted.name]] * batch.num_rows, pa.string()))
             else:
                 columns.append(batch.column(wanted.name).cast(wanted.type))
-        return pa.RecordBatch.from_arrays(columns, schema=PAIRS)
+        return pa.RecordBatch.from_arrays(columns, schema=WRITTEN)
 
 
 class PairsTable:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Listed", "Places", "where_they_are"]
 
 Listed = list[dict[str, int]]  # {"id", "rows"} of each fragment, as in the catalogue
+SCANNED_TOGETHER = 32  # ingests
+AHEAD = {"batch_readahead": 4, "fragment_readahead": 2, "io_buffer_size": 64 << 20}  # what a scan may hold in memory
 UNREADABLE = (OSError, pa.ArrowInvalid)  # Lance's ways to say that a file is not there, by a take and by a scan
 
 
@@ -55,6 +57,17 @@ class _View:
                     raise _MovedError
                 yield part, low, high
             first += place["rows"]
+
+    def scan(self, listed: Listed, columns: list[str], batch_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """The rows of some fragments from a row on, in order; no batch holds rows of two. The next fragment is fetched
+        while one is read, else a store's answer would be waited for at each."""
+        within = list(self.within(listed, start, None))
+        if within:
+            parts, low = [part for part, _, _ in within], within[0][1]
+            scanner = self.dataset.scanner(
+                columns=columns, fragments=parts, offset=low, batch_size=batch_rows, scan_in_order=True, **AHEAD
+            )
+            yield from scanner.to_batches()
 
     def in_table(self, ingest_id: str, listed: Listed, rows: np.ndarray) -> np.ndarray:
         """The numbers of an ingest's rows among all rows of the table."""
@@ -131,22 +144,27 @@ class Places:
 
         return self._again(list(rows), take)
 
-    def stream(self, ingest_id: str, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """All rows, in batches; goes on where it was if files are gone meanwhile."""
+    def stream(self, ingest_ids: Sequence[str], columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows of some ingests, one ingest after the other, in batches of one ingest each."""
+        for first in range(0, len(ingest_ids), SCANNED_TOGETHER):
+            yield from self._stream(ingest_ids[first : first + SCANNED_TOGETHER], columns, batch_rows)
+
+    def _stream(self, ingest_ids: Sequence[str], columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Goes on where it was if files are gone meanwhile."""
         done, failed_at = 0, -1
         while True:
             view = self._newest()
+            listed = [place for ingest_id in ingest_ids for place in self._listed(ingest_id)]
             try:
-                for part, low, high in view.within(self._listed(ingest_id), done, None):
-                    for batch in part.to_batches(columns=columns, batch_size=batch_rows, offset=low, limit=high - low):
-                        done += batch.num_rows
-                        yield batch
+                for batch in view.scan(listed, columns, batch_rows, done):
+                    done += batch.num_rows
+                    yield batch
                 return
             except (_MovedError, *UNREADABLE):
                 if failed_at == done:
                     raise
                 failed_at = done
-                self._look_again([ingest_id], view)
+                self._look_again(ingest_ids, view)
 
     def _again(self, ingest_ids: list[str], read: Callable[[_View], pa.Table]) -> pa.Table:
         """What `read` gives, read anew where a rewrite, and perhaps a vacuum, have taken fragments away."""
@@ -167,7 +185,7 @@ class Places:
                 self._view = _View(self._lake.pairs.open())
             return self._view
 
-    def _look_again(self, ingest_ids: list[str], failed: _View) -> None:
+    def _look_again(self, ingest_ids: Sequence[str], failed: _View) -> None:
         """Open the newest table, and see where rows are now."""
         with self._lock:
             if self._view is failed:  # no other thread has looked since

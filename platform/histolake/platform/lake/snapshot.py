@@ -108,9 +108,9 @@ class Snapshot:
     def pairs(
         self, columns: list[str], slide_ids: Sequence[str] | None = None, batch_rows: int = 1024
     ) -> Iterator[pa.RecordBatch]:
-        """The pairs of some slides (all, if not named), by slide_id and then as they were written."""
-        for ingest_id in self._chosen(slide_ids)["ingest_id"].to_pylist():
-            yield from self._places.stream(ingest_id, columns, batch_rows)
+        """The pairs of some slides (all, if not named), by slide_id and then as they were written; a batch is of one
+        slide."""
+        yield from self._places.stream(self._chosen(slide_ids)["ingest_id"].to_pylist(), columns, batch_rows)
 
     @contextmanager
     def reading(self, purpose: str) -> Iterator[None]:
