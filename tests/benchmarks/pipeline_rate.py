@@ -1,15 +1,16 @@
 """The ingest of every day on some slides, with a number of workers: pairs a second, and the memory of its processes.
 
-    python -m tests.benchmarks.pipeline_rate --workers 2 --lake DIR --out FILE.json [--spot-um 104] SLIDE...
+    python -m tests.benchmarks.pipeline_rate --workers 2 --lake DIR --out FILE.json [--spot-um 104] [--memory] SLIDE...
 
 It is `pipeline.ingest` on a Ray of its own, confined to as many cores as there are workers. Some small sections go
 before the slides, so that every worker has started and imported what it needs; time is taken from the last of these
 to the last run of spots of the last slide. Reading, judging, tiling, encoding, sentences, counts, writing and staging
 are in it; Ray's start, the workers' start and the last commit of the catalogue are not.
 
-Memory is looked at four times a second. A worker's is its own (USS: pages that no other process maps), without pages of
-the object store, which count as nobody's own or as those of the one who touched them first. What of the object store
-was touched is told apart, summed over all of Ray's processes.
+With `--memory`, memory is looked at four times a second; the rate is then of no use, for the kernel goes through all
+pages of a process to tell, a third of a core's time. A worker's memory is its own (USS: pages that no other process
+maps), without pages of the object store, which count as nobody's own or as those of the one who touched them first.
+What of the object store was touched is told apart, summed over all of Ray's processes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Rate:
 
     pairs: int
     seconds: float
-    worker_peak_mb: float  # of the worker with the most
+    worker_peak_mb: float  # of the worker with the most; 0 where nobody looked
     object_store_mb: float
 
     @property
@@ -51,18 +53,23 @@ class Rate:
         return self.pairs / self.seconds
 
 
-def pipeline_rate(work: Path, slides: Sequence[Path], *, workers: int, spot_um: float | None) -> Rate:
+def pipeline_rate(
+    work: Path, slides: Sequence[Path], *, workers: int, spot_um: float | None, memory: bool = False
+) -> Rate:
     """Ingest slides in a process of its own into a lake that is removed again."""
     out, lake = work / "rate.json", work / "rate-lake"
     shutil.rmtree(lake, ignore_errors=True)
     command = [sys.executable, "-m", "tests.benchmarks.pipeline_rate", "--workers", str(workers), "--work", str(work)]
     command += ["--lake", str(lake), "--out", str(out), *([] if spot_um is None else ["--spot-um", str(spot_um)])]
+    command += ["--memory"] if memory else []
     subprocess.run([*command, *map(str, slides)], cwd=ROOT, check=True, stdout=sys.stderr)
     shutil.rmtree(lake)
     return Rate(**json.loads(out.read_text()))
 
 
-def _measured(work: Path, lake: Path, slides: Sequence[Path], workers: int, spot_um: float | None) -> Rate:
+def _measured(
+    work: Path, lake: Path, slides: Sequence[Path], workers: int, spot_um: float | None, memory: bool
+) -> Rate:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     from histolake.ingestion import pipeline
     from histolake.ingestion.discover import find_sections
@@ -82,7 +89,8 @@ def _measured(work: Path, lake: Path, slides: Sequence[Path], workers: int, spot
         if what == "tiling spots":
             times.append((time.perf_counter(), done))
 
-    with start_ray(ClusterSettings(cpus=workers + 1)), _Watch() as watch:
+    watch = _Watch()
+    with start_ray(ClusterSettings(cpus=workers + 1)), watch if memory else nullcontext():
         outcomes = pipeline.ingest(candidates, Lake.open(lake, create=True), settings, tell)
     assert all(outcome.status == "published" for outcome in outcomes), outcomes
     warm = sum(outcome.spots_kept for outcome in outcomes[: WARM * workers])
@@ -162,9 +170,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--lake", type=Path, required=True)
     parser.add_argument("--spot-um", type=float)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    rate = _measured(given.work, given.lake, given.slides, given.workers, given.spot_um)
+    rate = _measured(given.work, given.lake, given.slides, given.workers, given.spot_um, given.memory)
     given.out.write_text(json.dumps(asdict(rate)))
 
 

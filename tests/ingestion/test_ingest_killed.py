@@ -1,4 +1,5 @@
-"""`histolake ingest` that is killed while it works: the driver, or one of its workers. Nothing is lost or doubled."""
+"""`histolake ingest` under fire: its driver or a worker is killed, others ingest beside it, the store fails. Nothing is
+lost or doubled."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.ingestion.dying_ingest import command
+from tests.object_store import environment
+from tests.platform.flaky_store import Faults, flaky_store
 from tests.platform.killing import contents, leftovers
 from tests.processes import descendants
 
+from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.lake import Lake
 from histolake.platform.lake.audit import check
 from histolake.platform.lake.vacuum import vacuum
@@ -22,8 +26,9 @@ from histolake.platform.lake.vacuum import vacuum
 SECTIONS = 4
 
 
-def start(folder: Path, lake: Path | str, point: str | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, lake: Path | str, point: str | None = None, **changes: str) -> subprocess.Popen[str]:
     words = ["ingest", folder, "--lake", lake, "--cohort", "c", "--set", "quality.min_spots=40", "--json"]
+    words += [word for name, value in changes.items() for word in ("--set", f"cluster.{name}={value}")]
     return subprocess.Popen(
         command(point, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
@@ -120,3 +125,44 @@ def test_a_killed_worker(sections: Path, undisturbed: dict[str, str], tmp_path: 
     vacuum(Lake.open(lake), clock_slack_s=0)
     assert leftovers(Lake.open(lake)) == [], "what the dead worker wrote is nobody's"
     assert check(Lake.open(lake)) == []
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_four_ingests_at_once(
+    where: str, sections: Path, undisturbed: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """On one small cluster, where they share the slots, two of them of the same sections as the others."""
+    import ray
+
+    place = str(tmp_path / "lake") if where == "disk" else f"{request.getfixturevalue('bucket')}/lake"
+    folders = [sections, sections, sections / "s0", sections / "s2"]
+    with start_ray(ClusterSettings(cpus=4, object_store_mb=128)):
+        address = ray.get_runtime_context().gcs_address
+        ingests = [start(folder, place, address=address) for folder in folders]
+        told = [row for process in ingests for row in finish(process)]
+    assert {row["status"] for row in told} <= {"published", "unchanged"}
+    lake = Lake.open(place)
+    assert contents(lake) == undisturbed
+    if where == "s3":
+        time.sleep(1.1)  # the store's clock counts whole seconds
+    vacuum(lake, clock_slack_s=0)
+    assert leftovers(lake) == [] and check(lake) == []
+    assert contents(lake) == undisturbed
+
+
+def test_behind_a_store_that_fails(
+    store: str, bucket: str, sections: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request in twenty is refused, and of commits that succeed one in five seems to fail."""
+    faults = Faults(refuse=1 / 20, cut=1 / 50, lose_commits=1 / 5, seed=6)
+    with flaky_store(store, faults) as endpoint, monkeypatch.context() as through:
+        for name, value in environment(endpoint).items():
+            through.setenv(name, value)
+        assert {row["status"] for row in finish(start(sections, f"{bucket}/lake"))} == {"published"}
+        assert {row["status"] for row in finish(start(sections, f"{bucket}/lake"))} == {"unchanged"}
+    assert faults.happened["refused"] > 5 and faults.happened["lost commit"] > 2, faults.happened
+    lake = Lake.open(f"{bucket}/lake")
+    assert contents(lake) == undisturbed
+    time.sleep(1.1)
+    vacuum(lake, clock_slack_s=0)
+    assert leftovers(lake) == [] and check(lake) == []

@@ -8,6 +8,9 @@
 Every section and every run is a block of its own, so that all three go on at once: a section is written while later
 ones are still being read. Blocks hold nothing but names and verdicts; neither images nor counts pass through them. A
 task whose worker died is tried again; the fragment that the first try may have written is never named by anybody.
+
+Only writers take slots of the cluster. Several ingests that share one take as many as they get, each goes on with one,
+and none waits for a slot to read by while the writers of all hold them.
 """
 
 from __future__ import annotations
@@ -58,16 +61,15 @@ def through_pipeline(
         return
     import ray
 
-    cpus = 1.0 if _slots() > 1 else 0.5  # readers and writers need a slot each
     items = [{"item": pickle.dumps(section)} for section in sections]
     data: Any = ray.data.from_items(items, override_num_blocks=len(items))
     data.context.execution_options.preserve_order = True
     data.context.target_max_block_size = 1  # a row, a block
     given = (shelf, root, settings)
     one, pool = (ray.data.ActorPoolStrategy(size=size) for size in (1, workers))
-    data = data.map(_read, fn_args=given, num_cpus=cpus)
+    data = data.map(_read, fn_args=given, num_cpus=0, concurrency=max(1, _slots() - pool_size()))
     data = data.flat_map(_Judging, fn_constructor_args=(judge, shelf), compute=one, num_cpus=0)
-    data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=cpus)
+    data = data.map(_Tiler, fn_constructor_args=given, compute=pool, num_cpus=1)
     for row in data.iter_rows():
         yield pickle.loads(row["item"])
 
