@@ -6,7 +6,8 @@
 sentences, counts, writing and staging; start-up left out) over that of the bare kernel (`kernel`) on one core: once
 where the spots' patches cover a quarter of the slide (`_quarter`: their default width) and once where they cover it
 whole (`_full`). The plain figure is the lower one. `loop_speedup` is the same rate over that of the loop that peers run
-(`peer_loop`), likewise.
+(`peer_loop`), likewise. `codec_ratio_without_ray` is the same reading, judging and writing by the same functions,
+called after each other in one process: what lies between it and `codec_ratio` is Ray's processes, which share the core.
 
 `codec_ratio_real` and `loop_speedup_real` are of real sections, where HISTOLAKE_SAMPLE_DIR names a folder with them:
 all that the ingest takes in from it, as it is ingested every day, against the same pictures cut by the kernel and by
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +57,7 @@ def measure(work: Path, quick: bool = False) -> Figures:
     for name, spot_um in coverages.items():
         figures |= {f"{key}_{name}": value for key, value in _on_slide(work, slide, spot_um, totals, quick).items()}
     figures |= {f"share_{step}": totals[step] / totals["all"] for step in STEPS}
-    for key in ("codec_ratio", "loop_speedup"):
+    for key in ("codec_ratio", "codec_ratio_without_ray", "loop_speedup"):
         figures[key] = min(figures[f"{key}_{name}"] for name in coverages)
     sections = [] if quick else real_sections()
     if sections:
@@ -90,17 +93,18 @@ def _on_slide(
     sides = round((spot_um or SPOT_UM) / UM_PER_PX), round(NICHE_UM / UM_PER_PX)
     middle = len(slide.xy_px) // 2
     some = slide.xy_px[max(middle - LOOP_SPOTS // 2, 0) : middle + LOOP_SPOTS // 2]
-    kernel, loop, ours = _Tally(), _Tally(), _Tally()
+    kernel, loop, ours, alone = _Tally(), _Tally(), _Tally(), _Tally()
     least_s = 0.0 if quick else LONG_S / ROUNDS
     for _ in range(1 if quick else ROUNDS):
         _alone(_kernel_on_tiles, least_s, slide.image, slide.xy_px, sides, work, into=kernel)
         rate = pipeline_rate(work, [slide.folder] * (1 if quick else SLIDES), workers=1, spot_um=spot_um)
         ours.add(rate.pairs, rate.seconds)
+        _alone(_without_ray, least_s, slide.folder, slide.xy_px, spot_um, work, into=alone)
         _alone(_loop_on, least_s, slide.image, some, sides, work, into=loop)
     for step in STEPS:
         totals[step] += kernel.steps[step]
     totals["all"] += kernel.seconds
-    return _compared(kernel, ours, loop)
+    return _compared(kernel, ours, loop) | {"codec_ratio_without_ray": alone.rate / kernel.rate}
 
 
 def _compared(kernel: _Tally, ours: _Tally, loop: _Tally) -> dict[str, float]:
@@ -151,6 +155,32 @@ def _kernel_on_one_piece(
     _, clock = run_kernel(source, xy_px, sides, max_px=MAX_PX, quality=QUALITY, out=work / "kernel.bin")
     source.close()
     return len(xy_px), clock.total, clock.seconds
+
+
+def _without_ray(
+    folder: Path, xy_px: np.ndarray, spot_um: float | None, work: Path
+) -> tuple[int, float, dict[str, float]]:
+    """The ingest's own functions in this process, on as many spots of the section as there are places."""
+    from histolake.ingestion import ingest_settings
+    from histolake.ingestion.discover import find_sections
+    from histolake.ingestion.genes import resolve
+    from histolake.ingestion.handover import pack
+    from histolake.ingestion.worker import SlideWorker, Work, look_and_keep
+    from histolake.platform.lake import Lake
+    from histolake.platform.settings import load_settings
+
+    settings = ingest_settings(load_settings({"patches.spot_um": spot_um} if spot_um else {}))
+    (candidate,) = find_sections([str(folder)], "bench")
+    shutil.rmtree(work / "plain-lake", ignore_errors=True)
+    lake = Lake.open(work / "plain-lake", create=True)
+    began = time.perf_counter()
+    attempt = lake.begin(candidate.slide_id, source_digest="a", settings_digest="b", source=candidate.uri)
+    look, slide = look_and_keep(candidate, lake.root, settings, attempt.ingest_id)
+    resolve(lake, slide.symbols, slide.ensembl_ids, species=look.species, allocate=True)
+    run = Work(candidate=candidate, writer=attempt.pairs, start=0, stop=min(len(xy_px), look.n_kept))
+    written = SlideWorker(lake.root, settings).write(run, lambda: pack(slide, 1 << 40)[0])
+    assert written.fragment is not None, written.problem
+    return written.spots, time.perf_counter() - began, {}
 
 
 def _loop_on(image: Path, xy_px: np.ndarray, sides: tuple[int, int], work: Path) -> tuple[int, float, dict[str, float]]:
