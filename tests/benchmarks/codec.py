@@ -164,7 +164,7 @@ def _without_ray(
     from histolake.ingestion import ingest_settings
     from histolake.ingestion.discover import find_sections
     from histolake.ingestion.genes import resolve
-    from histolake.ingestion.handover import pack
+    from histolake.ingestion.handover import PackedSlide
     from histolake.ingestion.worker import SlideWorker, Work, look_and_keep
     from histolake.platform.lake import Lake
     from histolake.platform.settings import load_settings
@@ -178,7 +178,7 @@ def _without_ray(
     look, slide = look_and_keep(candidate, lake.root, settings, attempt.ingest_id)
     resolve(lake, slide.symbols, slide.ensembl_ids, species=look.species, allocate=True)
     run = Work(candidate=candidate, writer=attempt.pairs, start=0, stop=min(len(xy_px), look.n_kept))
-    written = SlideWorker(lake.root, settings).write(run, lambda: pack(slide, 1 << 40)[0])
+    written = SlideWorker(lake.root, settings).write(run, lambda: PackedSlide.of(slide))
     assert written.fragment is not None, written.problem
     return written.spots, time.perf_counter() - began, {}
 

@@ -82,7 +82,9 @@ def _measured(
     settings = pipeline.ingest_settings(load_settings(changes))
     folders = [*_warming(work, WARM * workers), *_named(work, slides)]
     candidates = list(find_sections([str(folder) for folder in folders], "bench"))
-    assert len({candidate.slide_id for candidate in candidates}) == len(folders), "a section a folder"
+    assert len({candidate.slide_id for candidate in candidates}) == len(candidates) >= len(folders), (
+        "one name, one section"
+    )
     times: list[tuple[float, int]] = []
 
     def tell(what: str, done: int, _of: int) -> None:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from histolake.ingestion.genes import (
     GeneSettings,
     GeneTable,
-    as_lake_genes,
+    LakeGenes,
     looks_like_ensembl,
     resolve,
     table_digest,
@@ -49,9 +49,10 @@ def test_symbols_and_ensembl_ids_name_one_gene(tmp_path: Path) -> None:
 def test_columns_of_one_gene_are_added_up() -> None:
     counts = csr_array(np.array([[1, 0, 2, 4], [0, 3, 0, 0]], dtype=np.float32))
     genes = GeneTable(np.array([7, 3, 7, 5], dtype=np.int32), ["A", "B", "A old", "C"])
-    summed, gene_ids, symbols = as_lake_genes(counts, genes)
-    assert gene_ids.tolist() == [3, 5, 7]
-    assert symbols == ["B", "C", "A"]
+    lake_genes = LakeGenes.of(genes)
+    assert lake_genes.gene_ids_U.tolist() == [3, 5, 7]
+    assert lake_genes.symbols == ["B", "C", "A"]
+    summed = lake_genes.counts(counts)
     np.testing.assert_array_equal(summed.toarray(), [[0, 4, 3], [3, 0, 0]])
     assert summed.has_sorted_indices
     assert summed.nnz == 3

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from histolake.ingestion.sentences import SentenceSettings, gene_sentences
+from histolake.ingestion.sentences import GeneSentences, SentenceSettings
 
 __all__ = [
     "DuplicateSettings",
@@ -43,6 +43,7 @@ __all__ = [
 
 PROFILE_GENES = 20  # symbols in a spot's profile hash
 SKETCH = 64  # hashes in a section's sketch
+TOGETHER = 1024  # spots whose profiles are put into words together
 UNSORTED = 64  # slides that are looked through one by one before they are sorted in with the others
 FEW = 16  # hashes below tau that an estimate needs before it may refuse a section
 _ALL_GENES = SentenceSettings(length=PROFILE_GENES, exclude="", housekeeping="")
@@ -131,13 +132,17 @@ def profile_sketch(counts_NG: Any, symbols: Sequence[str]) -> list[int]:
     expressed genes tell nothing and are passed over, so the list may be shorter or empty."""
     from pandas.util import hash_array
 
-    rich = expressed_genes(counts_NG) >= PROFILE_GENES
-    chosen = counts_NG if rich.all() else counts_NG[np.flatnonzero(rich)]
-    profiles = gene_sentences(chosen, [symbol.upper() for symbol in symbols], _ALL_GENES)
-    if not profiles:
-        return []
-    hashes = np.unique(hash_array(np.array(profiles, dtype=object), categorize=False))
-    return np.sort(hashes.view(np.int64))[:SKETCH].tolist()
+    tell = GeneSentences([symbol.upper() for symbol in symbols], _ALL_GENES)
+    sketch = np.zeros(0, dtype=np.int64)
+    for start in range(0, counts_NG.shape[0], TOGETHER):  # a spot's profile in words takes more room than its counts
+        rows = counts_NG[start : start + TOGETHER]
+        rich = expressed_genes(rows) >= PROFILE_GENES
+        if not rich.any():
+            continue
+        profiles = tell(rows if rich.all() else rows[np.flatnonzero(rich)])
+        hashes = hash_array(np.array(profiles, dtype=object), categorize=False).view(np.int64)
+        sketch = np.unique(np.concatenate([sketch, hashes]))[:SKETCH]
+    return sketch.tolist()
 
 
 def containment(sketch: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[float, int]:

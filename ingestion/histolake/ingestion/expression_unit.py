@@ -16,6 +16,7 @@ from histolake.platform.errors import SourceError
 
 __all__ = ["unit_name", "with_unit"]
 
+BLOCK = 1 << 20  # values looked at together
 COUNTS = "counts"
 NORMALISED = "normalised"  # fractions whose unit nobody named
 _NAMES = {
@@ -44,7 +45,8 @@ def with_unit(slide: Slide) -> Slide:
     """
     stated = unit_name(slide.metadata.expression_unit)
     values = slide.counts.data
-    fractions = values != np.floor(values)
+    parts = np.split(values, range(BLOCK, len(values), BLOCK))
+    fractions = np.concatenate([part != np.floor(part) for part in parts])
     if stated == COUNTS and fractions.any():
         i = int(np.flatnonzero(fractions)[0])
         row = int(np.searchsorted(slide.counts.indptr, i, side="right")) - 1

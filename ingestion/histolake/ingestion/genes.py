@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GeneSettings",
     "GeneTable",
-    "as_lake_genes",
+    "LakeGenes",
     "looks_like_ensembl",
     "resolve",
     "table_digest",
@@ -150,16 +150,27 @@ def resolve(
     return GeneTable(np.asarray(gene_ids_G, dtype=np.int32), list(symbols))
 
 
-def as_lake_genes(counts_NG: Any, genes: GeneTable) -> tuple[Any, np.ndarray, list[str]]:
-    """Counts by gene of the lake: a sparse (N, U) matrix with sorted indices and no stored zeros, the U gene ids in
-    rising order, and their symbols (of the first column that has the gene)."""
-    from scipy.sparse import csr_array
+@dataclass(frozen=True, eq=False)
+class LakeGenes:
+    """The columns of one source by gene of the lake."""
 
-    gene_ids_U, first, column_of_G = np.unique(genes.gene_ids_G, return_index=True, return_inverse=True)
-    n = counts_NG.shape[0]
-    summed = csr_array(
-        (counts_NG.data, column_of_G.astype(np.int32)[counts_NG.indices], counts_NG.indptr), shape=(n, len(gene_ids_U))
-    )
-    summed.sum_duplicates()
-    summed.eliminate_zeros()
-    return summed, gene_ids_U.astype(np.int32), [genes.symbols[i] for i in first]
+    gene_ids_U: np.ndarray  # int32, rising
+    symbols: list[str]  # U, of the first column that has the gene
+    _column_G: np.ndarray  # which of the U a column of the source is
+
+    @classmethod
+    def of(cls, genes: GeneTable) -> LakeGenes:
+        """The genes of the lake that the columns are."""
+        gene_ids_U, first, column_G = np.unique(genes.gene_ids_G, return_index=True, return_inverse=True)
+        return cls(gene_ids_U.astype(np.int32), [genes.symbols[i] for i in first], column_G.astype(np.int32))
+
+    def counts(self, counts_NG: Any) -> Any:
+        """Counts of some spots as a sparse (N, U) matrix with sorted indices and no stored zeros. The values given are
+        put in order on the way."""
+        from scipy.sparse import csr_array
+
+        shape = (counts_NG.shape[0], len(self.gene_ids_U))
+        summed = csr_array((counts_NG.data, self._column_G[counts_NG.indices], counts_NG.indptr), shape=shape)
+        summed.sum_duplicates()
+        summed.eliminate_zeros()
+        return summed

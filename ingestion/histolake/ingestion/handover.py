@@ -2,12 +2,14 @@
 
 It goes through Ray's object store, which workers on one machine map without a copy. There it should be small: counts
 that are whole take one or two bytes each in place of four, and the numbers of their genes two in place of four or
-eight. What comes out is equal in every value to what went in.
+eight. It stays small where it is written, too: only the spots at hand are unpacked. What comes out is equal in every
+value to what went in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,34 +30,42 @@ class PackedSlide:
     indptr: np.ndarray  # (N + 1,) int64
     n_genes: int
 
-    def unpacked(self) -> Slide:
-        """The slide with its counts as float32, in memory of its own."""
+    @classmethod
+    def of(cls, slide: Slide) -> PackedSlide:
+        """The slide packed."""
+        counts = slide.counts
+        return cls(
+            slide=replace(slide, counts=None, refused=()),
+            values=_narrowest(counts.data),
+            genes=counts.indices.astype(np.uint16 if counts.shape[1] <= 1 << 16 else np.int32),
+            indptr=counts.indptr.astype(np.int64),
+            n_genes=counts.shape[1],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return self.values.nbytes + self.genes.nbytes + self.indptr.nbytes + len(self.slide) * _OTHERS_A_SPOT
+
+    def counts(self, spots: np.ndarray) -> Any:
+        """The counts of some spots, sparse (len(spots), G) float32, in memory of their own."""
         from scipy.sparse import csr_array
 
-        values, genes = self.values.astype(np.float32), self.genes.astype(np.int32)
-        shape = (len(self.indptr) - 1, self.n_genes)
-        return replace(self.slide, counts=csr_array((values, genes, self.indptr.copy()), shape=shape))
+        starts, sizes = self.indptr[spots], self.indptr[spots + 1] - self.indptr[spots]
+        indptr = np.concatenate([[0], np.cumsum(sizes)])
+        at = np.repeat(starts - indptr[:-1], sizes) + np.arange(indptr[-1])
+        entries = self.values[at].astype(np.float32), self.genes[at].astype(np.int32), indptr
+        return csr_array(entries, shape=(len(spots), self.n_genes))
 
 
-def packed_bytes(slide: Slide) -> int:
-    """How large a slide will be when it is packed, at most: told before it is."""
+def pack(slide: Slide, room_bytes: int) -> PackedSlide | None:
+    """The slide packed; None where it does not fit into the room."""
     wide = 4 if slide.counts.shape[1] > 1 << 16 else 2
-    return int(slide.counts.nnz) * (4 + wide) + len(slide) * _OTHERS_A_SPOT
-
-
-def pack(slide: Slide, room_bytes: int) -> tuple[PackedSlide | None, int]:
-    """The slide packed, and its size in bytes; (None, 0) where it does not fit into the room."""
-    counts = slide.counts
-    if packed_bytes(slide) > 2 * room_bytes:  # packing more than halves nothing
-        return None, 0
-    values = _narrowest(counts.data)
-    genes = counts.indices.astype(np.uint16 if counts.shape[1] <= 1 << 16 else np.int32)
-    size = values.nbytes + genes.nbytes + counts.indptr.nbytes + len(slide) * _OTHERS_A_SPOT
-    if size > room_bytes:
-        return None, 0
-    bare = replace(slide, counts=None, refused=())
-    indptr = counts.indptr.astype(np.int64)
-    return PackedSlide(slide=bare, values=values, genes=genes, indptr=indptr, n_genes=counts.shape[1]), size
+    most_bytes = int(slide.counts.nnz) * (4 + wide) + len(slide) * _OTHERS_A_SPOT
+    if most_bytes > 2 * room_bytes:  # packing more than halves nothing
+        return None
+    packed = PackedSlide.of(slide)
+    return packed if packed.nbytes <= room_bytes else None
 
 
 def _narrowest(values: np.ndarray) -> np.ndarray:

@@ -1,25 +1,29 @@
 """The rows of a section: a run of its spots as a table of `schemas.PAIRS`.
 
 `SectionRows` is a section ready to be written: its kept spots, counts by the lake's genes, niches, sentences, and its
-image open. Nothing here reads a source or judges it (`worker` does), and nothing writes.
+image open. Counts stay packed but for those of the spots at hand. Nothing here reads a source or judges it (`worker`
+does), and nothing writes.
 
-Axes: N spots, K neighbours, G genes, U genes of the lake.
+Axes: N spots, K neighbours, G genes, U genes of the lake, W spots of a run and of their niches.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from histolake.ingestion.discover import Candidate
 from histolake.ingestion.duplicates import DuplicateSettings
-from histolake.ingestion.genes import GeneSettings, as_lake_genes, resolve
+from histolake.ingestion.genes import GeneSettings, LakeGenes, resolve
+from histolake.ingestion.handover import PackedSlide
 from histolake.ingestion.housekeeping import left_out
 from histolake.ingestion.images.settings import ImageSettings
-from histolake.ingestion.niches import find_niches, niche_sums
+from histolake.ingestion.niches import Niches, find_niches, niche_sums
 from histolake.ingestion.quality import QualitySettings
 from histolake.ingestion.refusing import as_refusal
 from histolake.ingestion.scale import ScaleSettings
@@ -63,24 +67,24 @@ def widths_um(slide: Slide, patches: PatchSettings) -> tuple[float, float]:
 
 
 class SectionRows:
-    """A section ready to be written. `slide` has the spots that are kept, judged and with its scale settled; `image`
+    """A section ready to be written. `packed` has the spots that are kept, judged and with its scale settled; `image`
     is its image, open, None where it has none. It is closed with this."""
 
     def __init__(
-        self, candidate: Candidate, slide: Slide, image: SlideImage | None, lake: Lake, settings: IngestSettings
+        self, candidate: Candidate, packed: PackedSlide, image: SlideImage | None, lake: Lake, settings: IngestSettings
     ) -> None:
         self.candidate = candidate
-        self._slide, self._image = slide, image
+        self._packed, self._slide, self._image = packed, packed.slide, image
         self._patches = settings.patches
         self._tiler = None if image is None else self._make_tiler(image)
         species = self._slide.metadata.species or DEFAULT_SPECIES
         genes = resolve(lake, self._slide.symbols, self._slide.ensembl_ids, species=species, allocate=False)
         assert (genes.gene_ids_G >= 0).all(), "unknown genes are allocated before tiling"
-        self._counts_NU, self._gene_ids_U, symbols = as_lake_genes(self._slide.counts, genes)
+        self._genes = LakeGenes.of(genes)
         assert self._slide.metadata.um_per_px is not None, "the scale is settled"
         self._niches = find_niches(self._slide.xy_px, self._slide.metadata.um_per_px, settings.patches)
         common = left_out(settings.housekeeping, species)
-        self._sentences = GeneSentences(symbols, settings.sentences, common)
+        self._sentences = GeneSentences(self._genes.symbols, settings.sentences, common)
         self._pair_ids = pair_ids(candidate.slide_id, self._slide.barcodes)
 
     def close(self) -> None:
@@ -96,8 +100,7 @@ class SectionRows:
         um_per_px = slide.metadata.um_per_px
         assert um_per_px is not None, "the scale is settled"
         spots, niches = self._tiles(start, stop)
-        counts = self._counts_NU[run]
-        around = niche_sums(self._counts_NU, self._niches, include_self=self._patches.niche_include_self, run=run)
+        counts, around = self._counts(start, stop)
         offsets = pa.array(counts.indptr, pa.int32())
         niche_ids = [[self._pair_ids[k] for k in self._niches.of(i)] for i in range(start, stop)]
         f32 = pa.float32()
@@ -115,7 +118,7 @@ class SectionRows:
                 "niche_image": pa.array(niches.jpegs if niches else [None] * (stop - start), pa.binary()),
                 "sentence": pa.array(self._sentences(counts), pa.string()),
                 "niche_sentence": pa.array(self._sentences.of_sums(around), pa.string()),
-                "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._gene_ids_U[counts.indices])),
+                "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(self._genes.gene_ids_U[counts.indices])),
                 "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, f32)),
                 "niche": pa.array(niche_ids, pa.list_(pa.binary(PAIR_ID_BYTES))),
                 "n_counts": pa.array(np.asarray(counts.sum(axis=1), dtype=np.float32)),
@@ -126,6 +129,19 @@ class SectionRows:
         )
         padded = sum(int((tiles.outside_N > 0).sum()) for tiles in (spots, niches) if tiles)
         return table, padded
+
+    def _counts(self, start: int, stop: int) -> tuple[Any, Iterator[np.ndarray]]:
+        """The counts of a run of spots, sparse (stop - start, U), and the sums over each one's niche."""
+        indptr = self._niches.indptr[start : stop + 1]
+        others = self._niches.indices[indptr[0] : indptr[-1]]
+        spots_W = np.union1d(np.arange(start, stop), others)
+        counts_WU = self._genes.counts(self._packed.counts(spots_W))
+        first = int(np.searchsorted(spots_W, start))
+        run = slice(first, first + stop - start)  # the run's spots follow each other
+        sizes_W = np.zeros(len(spots_W), dtype=np.int64)
+        sizes_W[run] = np.diff(indptr)
+        niches = Niches(np.concatenate([[0], np.cumsum(sizes_W)]), np.searchsorted(spots_W, others))
+        return counts_WU[run], niche_sums(counts_WU, niches, include_self=self._patches.niche_include_self, run=run)
 
     def _make_tiler(self, image: SlideImage) -> PairTiler:
         spot_um, niche_um = widths_um(self._slide, self._patches)

@@ -38,8 +38,8 @@ class Shelf:
         """Keep a judged slide if there is room for it; whether it was kept."""
         import ray
 
-        packed, size = pack(slide, self._ask("room_bytes") or 0)
-        return packed is not None and bool(self._ask("keep", slide_id, size, [ray.put(packed)]))
+        packed = pack(slide, self._ask("room_bytes") or 0)
+        return packed is not None and bool(self._ask("keep", slide_id, packed.nbytes, [ray.put(packed)]))
 
     def slide(self, slide_id: str) -> PackedSlide | None:
         """The slide, or None where it was not kept or is lost."""

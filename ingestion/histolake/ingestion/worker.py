@@ -316,13 +316,13 @@ def _opened(work: Work, judged: PackedSlide | None, lake: Lake, settings: Ingest
     """A section ready to be written: the slide that was handed over, or, where none was, read and judged again."""
     candidate = work.candidate
     with work.pyramid.borrowed() if work.pyramid else nullcontext() as pyramid:
-        if judged is not None:
-            kept = judged.unpacked()
-            kept = kept if pyramid is None else replace(kept, image=str(pyramid))
-        else:
+        if judged is None:
             slide, tag = _read(candidate)
             slide = slide if pyramid is None else replace(slide, image=str(pyramid))
             _, kept, _ = _judge(candidate, slide, tag, settings)
+            judged = PackedSlide.of(kept)
+        elif pyramid is not None:
+            judged = replace(judged, slide=replace(judged.slide, image=str(pyramid)))
         with as_refusal(candidate):
-            image = None if kept.image is None else open_image(kept.image)
-    return SectionRows(candidate, kept, image, lake, settings)
+            image = None if judged.slide.image is None else open_image(judged.slide.image)
+    return SectionRows(candidate, judged, image, lake, settings)
