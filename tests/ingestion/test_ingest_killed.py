@@ -131,7 +131,7 @@ def test_a_killed_worker(sections: Path, undisturbed: dict[str, str], tmp_path: 
 def test_four_ingests_at_once(
     where: str, sections: Path, undisturbed: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """On one small cluster, where they share the slots, two of them of the same sections as the others."""
+    """On one small cluster, where they share the slots: two of all the sections, and two of one of them each."""
     import ray
 
     place = str(tmp_path / "lake") if where == "disk" else f"{request.getfixturevalue('bucket')}/lake"

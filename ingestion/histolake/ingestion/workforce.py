@@ -9,8 +9,8 @@ Every section and every run is a block of its own, so that all three go on at on
 ones are still being read. Blocks hold nothing but names and verdicts; neither images nor counts pass through them. A
 task whose worker died is tried again; the fragment that the first try may have written is never named by anybody.
 
-Only writers take slots of the cluster. Several ingests that share one take as many as they get, each goes on with one,
-and none waits for a slot to read by while the writers of all hold them.
+Within it only writers take slots of the cluster. Several ingests that share one take as many as they get, each goes on
+with one, and none waits for a slot to read by while the writers of all hold them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def doctor(
     On S3: are objects read as they were put, in parts too; is a put with `If-None-Match: *` refused where the object is
     there, also when eight writers create it at once (without that rows are lost while every writer reports success);
     do listing, deletion and the clock agree. On disk: links, renames, free space. Everything is tried below a random
-    name, which is removed. It takes about a second.
+    name, which is removed. It takes one to three seconds.
 
     Example: `histolake doctor s3://bucket/lake`
     """
