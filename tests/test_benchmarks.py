@@ -30,7 +30,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 def test_figures_are_named_flat_and_finite(figures: dict[str, object]) -> None:
     numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
-    assert set(figures) - set(numbers) == {"machine", "commit", "when"}
+    assert set(figures) - set(numbers) == {"machine", "when", "commit_reading"}
     assert all(math.isfinite(value) for value in numbers.values())
     for way in ("random", "scan"):
         for other in ("parquet", "webdataset"):

@@ -48,7 +48,7 @@ def interleaved(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     what else the machine does falls on all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        names = list(ways) if number % 2 == 0 else list(reversed(ways))
+        names = list(ways)[:: 1 if number % 2 == 0 else -1]
         for name in names:
             found[name].append(ways[name]())
     return found

@@ -4,8 +4,9 @@
     python -m tests.benchmarks.bench_ingest --render tests/benchmarks/results/FILE.json
 
 Each runs in a process of its own, so that none inherits the caches, the threads or the memory of another. The figures
-are merged into one flat JSON object with the machine, the commit and the time. `--only` keeps the other figures of
-the file as they are. `--render` measures nothing: it writes the table of a result into docs/speed.md.
+are merged into one flat JSON object with the machine, the time and, for each benchmark, the minutes it took and the
+commit it ran at. `--only` keeps the other figures of the file as they are. `--render` measures nothing: it writes the
+table of a result into docs/speed.md.
 
 The machine should do nothing else meanwhile.
 """
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def run(name: str, work: Path, *, quick: bool = False) -> dict[str, float] | None:
-    """The figures of one benchmark, with the minutes it took; None where it failed, which is told."""
+def run(name: str, work: Path, *, quick: bool = False) -> dict[str, Any] | None:
+    """The figures of one benchmark, with the minutes it took and the commit; None where it failed, which is told."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     work.mkdir(parents=True, exist_ok=True)
     out = work / f"{name}.json"
@@ -99,7 +100,7 @@ def run(name: str, work: Path, *, quick: bool = False) -> dict[str, float] | Non
     if wrong:
         print(f"{name} told what is no figure: {wrong}", file=sys.stderr)
         return None
-    return figures | {f"minutes_{name}": round((time.monotonic() - began) / 60, 2)}
+    return figures | {f"minutes_{name}": round((time.monotonic() - began) / 60, 2), f"commit_{name}": commit()}
 
 
 def _is_figure(value: object) -> bool:
@@ -114,7 +115,6 @@ def _write(figures: dict[str, Any], out: Path, *, quick: bool) -> None:
     minutes = sum(value for key, value in figures.items() if key.startswith("minutes_"))
     about = {
         "machine": description(),
-        "commit": commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
         "minutes": round(minutes, 1),

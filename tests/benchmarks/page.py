@@ -14,7 +14,8 @@ __all__ = ["PAGE", "rendered", "table", "write"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "speed.md"
-ABOUT = ("machine", "commit", "when", "quick", "minutes")
+ABOUT = ("machine", "when", "quick", "minutes")
+OF_EACH = ("minutes_", "commit_")  # a benchmark
 # <!-- figures of tests/benchmarks/results/NAME.json --> ... <!-- end of figures -->
 MARKED = re.compile(r"<!-- figures of (?P<result>\S+) -->\n.*?<!-- end of figures -->", re.DOTALL)
 
@@ -22,7 +23,7 @@ MARKED = re.compile(r"<!-- figures of (?P<result>\S+) -->\n.*?<!-- end of figure
 def table(figures: Mapping[str, Any], *, plain: bool = False) -> str:
     """Figures with a goal first, each with its settings below it, then the others; Markdown, or `plain` text."""
     rows = [["figure", "value", "goal", "met"]]
-    left = [key for key in figures if key not in ABOUT and not key.startswith("minutes_")]
+    left = [key for key in figures if key not in ABOUT and not key.startswith(OF_EACH)]
     left = [key for key in left if not key.endswith("_goal_met")]
     for key in [*(key for key in GOALS if key in left), *sorted(key for key in left if key not in GOALS)]:
         goal, value = GOALS.get(key), figures[key]
@@ -43,14 +44,22 @@ def rendered(text: str, result: Path) -> str:
     """The page's text with the table of a result between its marks."""
     figures = json.loads(result.read_text())
     name = result.resolve().relative_to(ROOT).as_posix()
-    day, commit = figures["when"][:10], figures["commit"]
-    about = f"Measured {day} at commit {commit} in {figures['minutes']:g} minutes on {figures['machine']}."
+    about = f"Measured {figures['when'][:10]} at {_commits(figures)} in {figures['minutes']:g} minutes"
+    about += f" on {figures['machine']}."
     if figures.get("quick"):
         about += " A run with `--quick`: these figures mean little."
     made = f"<!-- figures of {name} -->\n{about}\n\n{table(figures)}\n<!-- end of figures -->"
     if not MARKED.search(text):
         raise ValueError(f"{PAGE.name} has no marks between which the figures go")
     return MARKED.sub(lambda _: made, text)
+
+
+def _commits(figures: Mapping[str, Any]) -> str:
+    """The commit that all ran at, or each one's."""
+    of_each = {key.removeprefix("commit_"): value for key, value in figures.items() if key.startswith("commit_")}
+    if len(set(of_each.values())) == 1:
+        return f"commit {next(iter(of_each.values()))}"
+    return "commits " + ", ".join(f"{value} ({name})" for name, value in of_each.items())
 
 
 def write(result: Path) -> None:
