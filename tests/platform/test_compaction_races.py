@@ -15,6 +15,7 @@ from histolake.platform.errors import ConflictError
 from histolake.platform.lake import Lake
 from histolake.platform.lake.again import FAILURES
 from histolake.platform.lake.audit import check
+from histolake.platform.lake.catalog import COMPACTING
 
 ONCE = CommitProperties(max_commit_retries=0)
 
@@ -42,12 +43,35 @@ def test_one_that_began_before_another(lake: Lake, writer: ModuleType) -> None:
     for number in range(4):
         writer.ingest(lake, f"c/{number}", "one", 6)
     marked = lake.catalog.table("slides")
-    marked.alter.set_table_properties({"histolake.compacting": "x"}, raise_if_not_exists=False, commit_properties=ONCE)
+    marked.alter.set_table_properties({COMPACTING: "x"}, raise_if_not_exists=False, commit_properties=ONCE)
     early = lake.catalog.table("slides")
     lake.catalog._compact("slides", lake.catalog.table("slides"))
     with pytest.raises(CommitFailedError, match="Metadata changed"):
         early.optimize.compact(commit_properties=ONCE)
     assert lake.catalog.slides().num_rows == 4
+
+
+def test_two_that_set_their_marks_before_either_read(
+    lake: Lake, writer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill loop found this one: both read after both marks, so the library saw no change of properties between."""
+    for number in range(4):
+        writer.ingest(lake, f"c/{number}", "one", 6)
+    read = lake.catalog.table
+
+    def mark_of_another(name: str) -> DeltaTable:
+        monkeypatch.setattr(lake.catalog, "table", read)
+        table = read(name)
+        table.alter.set_table_properties({COMPACTING: "another"}, raise_if_not_exists=False, commit_properties=ONCE)
+        return read(name)
+
+    before = read("rejections")
+    monkeypatch.setattr(lake.catalog, "table", mark_of_another)
+    lake.catalog._compact("rejections", before)
+    other = read("rejections")
+    assert len(other.file_uris()) == 4, "whose mark is not the newest does not compact"
+    other.optimize.compact(commit_properties=ONCE)
+    assert set(rejected(lake).values()) == {2}
 
 
 def test_what_the_library_does_without_a_mark(lake: Lake, writer: ModuleType) -> None:

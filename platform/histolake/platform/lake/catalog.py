@@ -368,14 +368,15 @@ class Catalog:
 
         delta-rs puts a compaction on top of whatever was committed meanwhile (`max_commit_retries` does not hold it),
         another compaction of the same files too: then every row is there twice. What it does refuse is to go on top of
-        a change of the table's properties. So a compaction sets one first, in a commit that is not repeated, and then
-        reads the table: of two, the earlier is refused, or was done when the later one read.
+        a change of the table's properties. So a compaction first sets its mark, in a commit that is not repeated, then
+        reads the table, and goes on only where the newest mark is its own: of two, the one that marked earlier sees
+        the other's mark, or read before it was set and is refused.
         """
-        fence = {COMPACTING: uuid.uuid4().hex}
-        table.alter.set_table_properties(fence, raise_if_not_exists=False, commit_properties=_ONCE)
-        self.table(name).optimize.compact(
-            target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS
-        )
+        mark = uuid.uuid4().hex
+        table.alter.set_table_properties({COMPACTING: mark}, raise_if_not_exists=False, commit_properties=_ONCE)
+        marked = self.table(name)
+        if marked.metadata().configuration.get(COMPACTING) == mark:
+            marked.optimize.compact(target_size=FILE_BYTES, commit_properties=_ONCE, post_commithook_properties=_HOOKS)
 
     def _thin_log(self, name: str, version: int) -> None:
         """Remove commits that are older than `KEEP_COMMITS` and than a checkpoint: listing the log is part of every
