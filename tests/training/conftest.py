@@ -21,6 +21,11 @@ ROWS = 24
 COLOURS = np.array([[200, 60, 120], [60, 90, 200], [230, 180, 200], [90, 160, 60]])
 
 
+def pair_id_of(slide_id: str, number: int) -> bytes:
+    """Of the n-th spot of a generated slide."""
+    return hashlib.sha256(f"{slide_id}\0{number}".encode()).digest()[:16]
+
+
 def rows_of(slide_id: str, gene_ids: np.ndarray, count: int = ROWS) -> pa.Table:
     """Pairs of four kinds: each kind has its colour and its order of genes."""
     made = []
@@ -34,7 +39,7 @@ def rows_of(slide_id: str, gene_ids: np.ndarray, count: int = ROWS) -> pa.Table:
         made.append(
             {
                 **dict.fromkeys(PAIRS.names),
-                "pair_id": hashlib.sha256(f"{slide_id}\0{number}".encode()).digest()[:16],
+                "pair_id": pair_id_of(slide_id, number),
                 "ingest_id": "",
                 "slide_id": slide_id,
                 "barcode": f"spot-{number}",
@@ -47,7 +52,7 @@ def rows_of(slide_id: str, gene_ids: np.ndarray, count: int = ROWS) -> pa.Table:
                 "sentence": sentence,
                 "gene_ids": gene_ids[order].tolist(),
                 "counts": counts[order].tolist(),
-                "niche": [],
+                "niche": [pair_id_of(slide_id, other % count) for other in (number + 1, number + 2, number + 5)],
             }
         )
     return pa.Table.from_pylist(made, schema=PAIRS)

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from histolake.platform.errors import UsageError
-from histolake.training.order import Order, Place
+from histolake.training.reading import Order
 
 CHUNKS = [7, 5, 9, 1, 8, 10]
+Place = tuple[int, int]  # a chunk, and a row in it
 
 
-def sequence(order: Order, steps: int, ranks: int) -> list[Place]:
-    return [place for step in range(steps) for rank in range(ranks) for place in order.places(step, rank, ranks)[2]]
+def sequence(order: Order, steps: int, ranks: int, first: int = 0) -> list[Place]:
+    slices = [order.slice(step, rank, ranks) for step in range(first, steps) for rank in range(ranks)]
+    return [(chunk, row) for each in slices for chunk, row in each.places_B2.tolist()]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -28,14 +30,14 @@ def test_an_epoch_holds_each_row_at_most_once_and_only_the_tail_is_left_out() ->
     assert order.steps_per_epoch == 5
     first = sequence(order, 5, 1)
     assert len(first) == len(set(first)) == 40
-    assert all(0 <= place.row < CHUNKS[place.chunk] for place in first)
+    assert all(0 <= row < CHUNKS[chunk] for chunk, row in first)
     second = sequence(order, 10, 1)[40:]
     assert set(second) != set() and second != first
 
 
 def test_a_whole_epoch_is_a_permutation_of_the_rows() -> None:
     order = Order(CHUNKS, seed=5, global_batch=20, window_rows=16)
-    every = {Place(chunk, row) for chunk, rows in enumerate(CHUNKS) for row in range(rows)}
+    every = {(chunk, row) for chunk, rows in enumerate(CHUNKS) for row in range(rows)}
     assert set(sequence(order, 2, 1)) == every
 
 
@@ -45,27 +47,53 @@ def test_the_order_depends_on_the_seed_alone_and_on_no_call_before() -> None:
 
     walked = make()
     sequence(walked, 9, 1)
-    assert walked.places(7)[2] == make().places(7)[2]
-    assert make().places(0)[2] != make(seed=2).places(0)[2]
+    assert sequence(walked, 8, 1, 7) == sequence(make(), 8, 1, 7)
+    assert sequence(make(), 1, 1) != sequence(make(seed=2), 1, 1)
 
 
 def test_rows_mix_within_a_window_and_never_beyond_it() -> None:
     order = Order([10] * 20, seed=0, global_batch=10, window_rows=40)
     for window in range(5):
-        places = [place for step in range(window * 4, window * 4 + 4) for place in order.places(step)[2]]
-        assert len({place.chunk for place in places}) == 4
+        places = sequence(order, window * 4 + 4, 1, window * 4)
+        assert len({chunk for chunk, _ in places}) == 4
         assert {order.window(0, position) for position in range(window * 40, window * 40 + 40)} == {window}
-    assert len({place.chunk for place in order.places(0)[2]}) > 1
+        assert {order.window_end(0, position) for position in range(window * 40, window * 40 + 40)} == {
+            window * 40 + 40
+        }
+    assert len({chunk for chunk, _ in sequence(order, 1, 1)}) > 1
 
 
 def test_a_million_chunks_cost_no_list_of_rows() -> None:
     order = Order(np.full(1_000_000, 256), seed=0, global_batch=1024)
     assert order.rows == 256_000_000
-    assert len(order.places(123_456)[2]) == 1024
+    assert order.slice(123_456).places_B2.shape == (1024, 2)
 
 
 def test_a_batch_larger_than_the_data_and_one_that_cannot_be_divided_are_refused() -> None:
     with pytest.raises(UsageError, match="larger than the 40 pairs"):
         Order(CHUNKS, seed=0, global_batch=41)
     with pytest.raises(UsageError, match="cannot be divided among 3 workers"):
-        Order(CHUNKS, seed=0, global_batch=8).places(0, 0, 3)
+        Order(CHUNKS, seed=0, global_batch=8).slice(0, 0, 3)
+
+
+def test_groups_give_an_epoch_the_same_number_of_rows() -> None:
+    rows, groups = [10] * 12 + [4] * 2 + [7] * 3, [0] * 12 + [1] * 2 + [2] * 3
+    order = Order(rows, seed=0, global_batch=8, window_rows=40, groups=groups)
+    assert order.rows == 149 and order.steps_per_epoch == 18
+    drawn = {epoch: sequence(order, 18 * (epoch + 1), 1, 18 * epoch) for epoch in (0, 1, 2)}
+    for places in drawn.values():
+        share = np.bincount([groups[chunk] for chunk, _ in places]) / len(places)
+        assert np.abs(share - 1 / 3).max() < 0.12, "but for the last chunk of each, and what the last batch leaves out"
+    large = [{place for place in places if groups[place[0]] == 0} for places in drawn.values()]
+    assert all(len(some) <= 60 for some in large) and len(set().union(*large)) > 60, "another part in every epoch"
+    small = [place for place in drawn[0] if groups[place[0]] == 1]
+    times = np.bincount([4 * (chunk - 12) + row for chunk, row in small], minlength=8)
+    assert times.min() >= 4 and times.max() - times.min() <= 2, "each of a small group as often as the others"
+
+
+def test_an_order_in_groups_is_a_pure_function_too() -> None:
+    def make() -> Order:
+        return Order(CHUNKS, seed=3, global_batch=8, window_rows=12, groups=[5, 5, 9, 9, 9, 2])
+
+    assert sequence(make(), 12, 4) == sequence(make(), 12, 1)
+    assert sequence(make(), 12, 1, 9) == sequence(make(), 12, 1)[72:]

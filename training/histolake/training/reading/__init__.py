@@ -1,0 +1,29 @@
+"""Pairs of a pinned lake version, batch by batch, in an order that is known beforehand."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from histolake.training.reading.augmentation import Augmentation, augment
+    from histolake.training.reading.batch import Batch
+    from histolake.training.reading.order import Order
+    from histolake.training.reading.reader import PairReader, ReadOptions
+
+__all__ = ["Augmentation", "Batch", "Order", "PairReader", "ReadOptions", "augment"]
+
+_HOME = {
+    "Augmentation": "augmentation",
+    "Batch": "batch",
+    "Order": "order",
+    "PairReader": "reader",
+    "ReadOptions": "reader",
+    "augment": "augmentation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"histolake.training.reading.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

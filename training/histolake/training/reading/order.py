@@ -1,0 +1,147 @@
+"""In which order pairs are read: a pure function of (chunks, seed, epoch), with no state of its own.
+
+The shuffle has two levels. Chunks (runs of rows, known from the catalogue alone) are permuted; consecutive chunks form
+windows of bounded size, and the rows of a window are permuted among themselves. So a position in the epoch leads to a
+chunk and a row by arithmetic, a step can be started at without reading what came before it, and no list of all rows
+ever exists: memory holds some numbers a chunk and the rows of a window or two.
+
+Every worker computes the same sequence and takes its slice of each global batch.
+
+Chunks may be in groups, such as one an organ. Then each group gives the same number of rows to an epoch: a small one is
+gone through several times, each time in another order, and of a large one another part is read in every epoch.
+
+Axes: B rows of a batch, C chunks, S chunks in the order of an epoch, W rows of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from histolake.platform.errors import UsageError
+
+__all__ = ["Order", "Slice"]
+
+_CHUNK_LEVEL, _ROW_LEVEL, _GROUP_LEVEL = 1, 2, 3
+WINDOWS_HELD = 2  # one that is read from, and the next
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one worker reads at one step."""
+
+    step: int
+    epoch: int
+    positions_B: np.ndarray  # int64, in the epoch's global sequence, consecutive
+    places_B2: np.ndarray  # int64: chunk (index into the chunks given) and row in it
+
+
+class Order:
+    """The sequence of rows of every epoch. `rows_per_chunk` describes the chunks in the lake's order."""
+
+    def __init__(
+        self,
+        rows_per_chunk: Sequence[int] | np.ndarray,
+        *,
+        seed: int,
+        global_batch: int,
+        window_rows: int = 4096,
+        groups: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """`groups` numbers the group of each chunk, to be read alike often; without it every row is read once."""
+        self._rows_C = np.asarray(rows_per_chunk, dtype=np.int64)
+        self._groups_C = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        self.rows = int(self._rows_C.sum())  # of an epoch, too
+        self.seed = seed
+        self.global_batch = global_batch
+        self._window_rows = window_rows
+        if global_batch > self.rows:
+            raise UsageError(
+                f"A global batch of {global_batch} is larger than the {self.rows} pairs to train on; "
+                "set a smaller global_batch or name more slides."
+            )
+        self._epoch = -1
+        self._chunk_S = np.zeros(0, dtype=np.int64)
+        self._window_S = np.zeros(0, dtype=np.int64)  # of each chunk of the epoch
+        self._starts = np.zeros(0, dtype=np.int64)  # of each window, and the end of the last
+        self._open: dict[tuple[int, int], np.ndarray] = {}  # (epoch, window) -> its places in order, (W, 2)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch; the rows left over differ from epoch to epoch."""
+        return self.rows // self.global_batch
+
+    def slice(self, step: int, rank: int = 0, ranks: int = 1) -> Slice:
+        """What rank reads at a step (counted over all epochs)."""
+        if self.global_batch % ranks:
+            raise UsageError(f"A global batch of {self.global_batch} cannot be divided among {ranks} workers.")
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        local = self.global_batch // ranks
+        first = batch * self.global_batch + rank * local
+        positions_B = np.arange(first, first + local)
+        return Slice(step, epoch, positions_B, self._places(epoch, positions_B))
+
+    def window(self, epoch: int, position: int) -> int:
+        """In which window of the epoch a position lies."""
+        self._enter(epoch)
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def window_end(self, epoch: int, position: int) -> int:
+        """The first position after the window in which a position lies."""
+        return int(self._starts[self.window(epoch, position) + 1])
+
+    def _places(self, epoch: int, positions_B: np.ndarray) -> np.ndarray:
+        self._enter(epoch)
+        window_B = np.searchsorted(self._starts, positions_B, side="right") - 1
+        places_B2 = np.empty((len(positions_B), 2), dtype=np.int64)
+        for window in np.unique(window_B):
+            mine = window_B == window
+            places_B2[mine] = self._opened(epoch, int(window))[positions_B[mine] - self._starts[window]]
+        return places_B2
+
+    def _enter(self, epoch: int) -> None:
+        """Draw the chunks of an epoch and cut them into windows."""
+        if epoch == self._epoch:
+            return
+        self._chunk_S = self._drawn(epoch)
+        rows_S = self._rows_C[self._chunk_S]
+        before_S = np.cumsum(rows_S) - rows_S
+        # A window ends with the chunk that fills it.
+        _, firsts, self._window_S = np.unique(before_S // self._window_rows, return_index=True, return_inverse=True)
+        self._starts = np.append(before_S[firsts], rows_S.sum())
+        self._epoch = epoch
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The chunks of an epoch in order, int64 (S,)."""
+        if self._groups_C is None:
+            return self._draw(_CHUNK_LEVEL, epoch, 0).permutation(len(self._rows_C))
+        groups = int(self._groups_C.max()) + 1
+        share = -(-self.rows // groups)  # rows of each; what is too much is left out at the end of the epoch
+        drawn = np.concatenate([self._of_group(epoch, group, share) for group in range(groups)])
+        return self._draw(_CHUNK_LEVEL, epoch, 0).permutation(drawn)
+
+    def _of_group(self, epoch: int, group: int, share: int) -> np.ndarray:
+        """Chunks of a group that hold at least `share` rows; none comes again before all others came."""
+        chunks = np.flatnonzero(self._groups_C == group)
+        turns = -(-share // int(self._rows_C[chunks].sum()))
+        draw = self._draw(_GROUP_LEVEL, epoch, group)
+        drawn = np.concatenate([draw.permutation(chunks) for _ in range(turns)])
+        return drawn[: int(np.searchsorted(np.cumsum(self._rows_C[drawn]), share)) + 1]
+
+    def _opened(self, epoch: int, window: int) -> np.ndarray:
+        """The rows of a window in order, int64 (W, 2)."""
+        key = (epoch, window)
+        if key not in self._open:
+            chunks = self._chunk_S[self._window_S == window]
+            rows = self._rows_C[chunks]
+            row_W = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+            places_W2 = np.stack([np.repeat(chunks, rows), row_W], axis=1)
+            while len(self._open) >= WINDOWS_HELD:
+                del self._open[next(iter(self._open))]
+            self._open[key] = places_W2[self._draw(_ROW_LEVEL, epoch, window).permutation(len(places_W2))]
+        return self._open[key]
+
+    def _draw(self, level: int, epoch: int, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, level, epoch, index])))
