@@ -195,7 +195,8 @@ class Steps:
         model.train()
 
     def run(self, step: int, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Take one step on a batch of tensors by input (`inputs`); gives the joined batch's loss, the scale, the gradient's norm and the learning rate."""
+        """Take one step on a batch of tensors by input (`inputs`); gives the joined batch's loss, the scale, the
+        gradient's norm and the learning rate."""
         import torch
         import torch.distributed as dist
 

@@ -26,7 +26,7 @@ EVAL_BATCH = 32
 
 
 class Encoder(Protocol):
-    """What training asks of a model. Implementations are `nn.Module`s, so that DistributedDataParallel can wrap them."""
+    """What training asks of a model. Implementations are `nn.Module`s: DistributedDataParallel can wrap them."""
 
     inputs: tuple[Input, ...]  # what it reads of a pair
     embed_dim: int  # D

@@ -136,7 +136,8 @@ def _config_of(card: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(card["config"])
     known = _CONFIGS.get(config.get("architecture", ""))
     names = {field.name for field in fields(known)} if known else set()
-    return {key: card[key] for key in ("image_column", "tokenizer") if key in names and key in card} | config
+    read = {key: card[key] for key in card if key in ("image_column", "tokenizer") and key in names}
+    return {**read, **config}
 
 
 def _tokenizer_of(folder: Path, card: Mapping[str, Any]) -> Tokenizer:
