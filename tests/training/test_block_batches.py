@@ -14,16 +14,20 @@ import pytest
 
 from histolake.platform.lake import Lake, Snapshot
 from histolake.platform.splits import BLOCKS, Selection, Split
+from histolake.training.inputs import Picture, Sentence
 from histolake.training.loop import TrainPlan, first_pictures, make_reader, training_pairs
 from histolake.training.models import build_encoder, load_model, save_model
-from histolake.training.reading import PairReader
+from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
 from histolake.training.reference import write_reference
 from histolake.training.run import choose_sides
+from histolake.training.tokenizers import make_tokenizer
 
 # Spots lie 200 um apart; blocks of 400 um, and a gap of less than the pitch, leave two thirds of them in.
 SPLIT = Split.spatial_blocks({"train": 0.6, "validation": 0.2, "test": 0.2}, seed=0, block_um=400, gap_um=150)
 SLIDES = ("gen/A", "gen/B", "gen/C")
+INPUTS = (Picture(column="niche_image", px=28), Sentence(column="sentence", tokenizer="bpe", context=20))
+TOKENIZER = make_tokenizer("bpe", 20)
 
 
 def side_of_each(snapshot: Snapshot, split: Split = SPLIT) -> dict[bytes, int]:
@@ -39,8 +43,9 @@ def side_of_each(snapshot: Snapshot, split: Split = SPLIT) -> dict[bytes, int]:
 def reader(snapshot: Snapshot, **changes: Any) -> PairReader:
     sides = {slide_id: side for slide_id, side in SPLIT.assign(snapshot.slides()).items() if slide_id in SLIDES}
     pairs = Selection.of(snapshot, SPLIT, sides, "train")
-    options: dict[str, Any] = {"image_column": "niche_image", "px": 28, "global_batch": 4, "seed": 0, "chunk_rows": 5}
-    return PairReader(snapshot, pairs, **(options | changes))
+    told = {name: changes.pop(name) for name in ("rank", "ranks") if name in changes}
+    options = ReadOptions(**({"global_batch": 4, "chunk_rows": 5} | changes))
+    return PairReader(pairs, INPUTS, options, tokenizers={"sentence": TOKENIZER}, **told)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -63,7 +68,7 @@ def test_an_epoch_is_the_training_pairs_once_each_at_any_number_of_workers(snaps
 def test_rows_are_those_of_the_lake(snapshot: Snapshot) -> None:
     truth = {row["pair_id"]: row["sentence"] for b in snapshot.pairs(["pair_id", "sentence"]) for row in b.to_pylist()}
     for batch in reader(snapshot, window_rows=16).batches(0, 6):
-        assert [truth[pair] for pair in batch.pair_ids] == batch.sentences
+        np.testing.assert_array_equal(batch.tensors["sentence"], TOKENIZER([truth[pair] for pair in batch.pair_ids]))
 
 
 def test_workers_plan_from_the_split_what_the_driver_counts(snapshot: Snapshot, micro: Recipe, tmp_path: Path) -> None:
@@ -85,9 +90,9 @@ def test_workers_plan_from_the_split_what_the_driver_counts(snapshot: Snapshot, 
     planned = training_pairs(snapshot, plan)
     assert planned.parts() == pairs.parts()
     codes = side_of_each(snapshot)
-    ids = make_reader(planned, plan, 0, 1).batch(0).pair_ids
+    ids = make_reader(planned, plan, INPUTS, TOKENIZER, 0, 1).batch(0).pair_ids
     assert {codes[pair] for pair in ids} == {0}
-    assert len(first_pictures(planned, plan)) == pairs.n_pairs
+    assert len(first_pictures(planned, plan, INPUTS)) == pairs.n_pairs
 
 
 def test_the_reference_holds_pairs_of_training_blocks_alone(

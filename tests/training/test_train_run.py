@@ -17,12 +17,13 @@ from histolake.platform.cli import app
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import ModelError, SplitError, UsageError
 from histolake.platform.lake import Lake, Snapshot
-from histolake.platform.splits import Split
+from histolake.platform.splits import Selection, Split
 from histolake.platform.tracking import TrackingSettings, connect, models_that_saw
+from histolake.training.inputs import Picture
 from histolake.training.loop import TrainPlan, fit
 from histolake.training.models import load_model
 from histolake.training.progress import Watcher, make_board
-from histolake.training.reading import PairReader
+from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
 from histolake.training.registry import lineage, list_models, promote, resolve_model
 from histolake.training.run import choose_sides, train
@@ -228,7 +229,8 @@ def test_a_filter_leaves_slides_out_and_moves_none(tmp_path: Path, generated_lak
 
     # The order of what is left is a pure function of it: leaving a slide out by the filter or by its name is the same.
     def order(slides: list[str]) -> list[list[bytes]]:
-        reader = PairReader(snapshot, slides, image_column="niche_image", px=28, global_batch=8, seed=1)
+        picture = Picture(column="niche_image", px=28)
+        reader = PairReader(Selection(snapshot, slides), (picture,), ReadOptions(global_batch=8, seed=1))
         return [reader.batch(step).pair_ids for step in range(4)]
 
     filtered = [slide_id for slide_id, side in sides("patient <> 'gen/B'").items() if side == "train"]

@@ -11,13 +11,18 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from histolake.training.inputs import Input
+    from histolake.training.reading import Batch, PairReader
+    from histolake.training.tokenizers import Tokenizer
 
 __all__ = ["CHECKPOINT_FILE", "TrainPlan", "fit"]
 
@@ -101,26 +106,25 @@ def train_worker(config: dict[str, Any]) -> None:
 
     snapshot = Lake.open(plan.lake_uri).at(plan.lake_version)
     pairs = training_pairs(snapshot, plan)
-    reader = make_reader(pairs, plan, rank, ranks)
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer(recipe.tokenizer, recipe.context)
     encoder = build_encoder(recipe.encoder_config(tokenizer.vocab_size))
+    reader = make_reader(pairs, plan, encoder.inputs, tokenizer, rank, ranks)
     optimizer = make_optimizer(encoder, recipe)
     checkpoint = ray.train.get_checkpoint()
     start = 0
     if checkpoint is not None:
         start = load_state(checkpoint, encoder, optimizer)
     elif hasattr(encoder, "warm_start"):
-        encoder.warm_start(first_pictures(pairs, plan))
+        encoder.warm_start(first_pictures(pairs, plan, encoder.inputs))
     model = prepare_model(encoder)
     move_optimizer(optimizer, device)
-    steps = Steps(recipe=recipe, model=model, encoder=encoder, optimizer=optimizer, device=device, rank=rank)
+    steps = Steps(recipe=recipe, model=model, encoder=encoder, optimizer=optimizer, rank=rank)
 
     stop = min(recipe.stop_after or recipe.steps, recipe.steps)
     began = time.perf_counter()
     for batch in reader.batches(start, stop):
-        read = {recipe.image_column: batch.image_BHWC, "sentence": tokenizer(batch.sentences)}
-        row = steps.run(batch.step, {key: torch.from_numpy(value) for key, value in read.items()})
+        row = steps.run(batch.to(device))
         now = time.perf_counter()
         row |= {"step": batch.step, "epoch": batch.epoch, "pairs_per_s": recipe.global_batch / (now - began)}
         began = now
@@ -137,36 +141,35 @@ def training_pairs(snapshot: Any, plan: TrainPlan) -> Selection:
     return Selection.of(snapshot, plan.blocks, sides, "train")
 
 
-def make_reader(pairs: Selection, plan: TrainPlan, rank: int, ranks: int) -> Any:
+def make_reader(
+    pairs: Selection, plan: TrainPlan, inputs: Sequence[Input], tokenizer: Tokenizer | None, rank: int, ranks: int
+) -> PairReader:
     """The reader of one worker's slices."""
-    from histolake.training.images import Augmentation
-    from histolake.training.reading import PairReader
+    from histolake.training.inputs import Sentence
+    from histolake.training.reading import Augmentation, PairReader, ReadOptions
 
     recipe = plan.recipe
     return PairReader(
-        pairs.snapshot,
         pairs,
-        image_column=recipe.image_column,
-        px=recipe.image_px,
-        global_batch=recipe.global_batch,
-        seed=recipe.seed,
+        inputs,
+        ReadOptions(seed=recipe.seed, global_batch=recipe.global_batch, window_rows=recipe.window_rows),
+        tokenizers={each.key: tokenizer for each in inputs if isinstance(each, Sentence)},
+        augmentation=Augmentation(stain=recipe.stain, density=recipe.density),
         rank=rank,
         ranks=ranks,
-        augmentation=Augmentation(stain=recipe.stain, density=recipe.density),
-        window_rows=recipe.window_rows,
     )
 
 
-def first_pictures(pairs: Selection, plan: TrainPlan) -> Any:
+def first_pictures(pairs: Selection, plan: TrainPlan, inputs: Sequence[Input]) -> Any:
     """Up to `WARM_START_PICTURES` training pictures, the same on every worker, uint8 (N, px, px, 3)."""
-    import torch
-
-    recipe = plan.recipe
     from dataclasses import replace
 
+    from histolake.training.inputs import Picture
+
     size = min(WARM_START_PICTURES, pairs.n_pairs)
-    whole = replace(plan, recipe=replace(recipe, global_batch=size))
-    return torch.from_numpy(make_reader(pairs, whole, 0, 1).batch(0).image_BHWC)
+    whole = replace(plan, recipe=replace(plan.recipe, global_batch=size))
+    (picture,) = (each for each in inputs if isinstance(each, Picture))
+    return make_reader(pairs, whole, (picture,), None, 0, 1).batch(0).to("cpu").tensors[picture.key]
 
 
 def make_optimizer(encoder: Any, recipe: Recipe) -> Any:
@@ -184,18 +187,17 @@ def make_optimizer(encoder: Any, recipe: Recipe) -> Any:
 class Steps:
     """One optimiser step after another."""
 
-    def __init__(self, *, recipe: Recipe, model: Any, encoder: Any, optimizer: Any, device: Any, rank: int) -> None:
+    def __init__(self, *, recipe: Recipe, model: Any, encoder: Any, optimizer: Any, rank: int) -> None:
         self._recipe = recipe
         self._model = model
         self._encoder = encoder
         self._optimizer = optimizer
-        self._device = device
         self._rank = rank
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         model.train()
 
-    def run(self, step: int, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Take one step on a batch of tensors by input (`inputs`); gives the joined batch's loss, the scale, the
+    def run(self, batch: Batch) -> dict[str, float]:
+        """Take one step on a batch that is on the model's device; gives the joined batch's loss, the scale, the
         gradient's norm and the learning rate."""
         import torch
         import torch.distributed as dist
@@ -204,12 +206,12 @@ class Steps:
         from histolake.training.objectives import info_nce_distributed
         from histolake.training.schedules import warmup_cosine
 
-        recipe = self._recipe
+        recipe, step = self._recipe, batch.step
         torch.manual_seed((recipe.seed * 1_000_003 + step) * 4096 + self._rank)
         lr = recipe.lr * warmup_cosine(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        vectors = self._model({key: value.to(self._device) for key, value in batch.items()})
+        vectors = self._model(batch.tensors)
         scale = vectors["scale"]
         loss = info_nce_distributed(vectors["image"], vectors["text"], scale)
         self._optimizer.zero_grad(set_to_none=True)
