@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from histolake.platform.errors import ModelError
-from histolake.training.inputs import Sentence
+from histolake.training.inputs import Sentence, inputs_to_card
 from histolake.training.models.base import Model
 from histolake.training.models.clip_lite import ClipLiteConfig, build_clip_lite
 from histolake.training.models.coca import CocaConfig, build_coca
@@ -53,17 +53,22 @@ def build_encoder(config: Mapping[str, Any]) -> Any:
         raise ModelError(f"A configuration of {name} cannot be used: {error}.") from error
 
 
-def save_model(folder: str | Path, encoder: nn.Module, card: Mapping[str, Any]) -> Path:
-    """Write the card and the weights into `folder`, which is made; gives the folder.
+def save_model(folder: str | Path, encoder: Any, card: Mapping[str, Any]) -> Path:
+    """Write the card and the weights into `folder`, which is made; gives the folder. The encoder's inputs go into the
+    card with it; `ModelError` where the card says otherwise.
 
     `card["tokenizer_card"]` is the tokenizer's own (`Tokenizer.card()`); a tokenizer with a vocabulary needs it."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    column, read = card.get("image_column"), [one.key for one in encoder.inputs]
+    if column is not None and column not in read:
+        raise ModelError(f"The card says that the model reads {column}, but its encoder reads {', '.join(read)}.")
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     full = {"format": FORMAT, "format_version": FORMAT_VERSION, **card}
+    full["inputs"] = inputs_to_card(encoder.inputs)
     if "tokenizer_card" in full:
         own = dict(full["tokenizer_card"])
         if vocabulary := own.pop("vocabulary", None):
