@@ -203,7 +203,7 @@ class Steps:
         import torch.distributed as dist
 
         from histolake.platform.errors import ModelError
-        from histolake.training.objectives import info_nce_distributed
+        from histolake.training.objectives import Contrastive
         from histolake.training.schedules import warmup_cosine
 
         recipe, step = self._recipe, batch.step
@@ -213,7 +213,7 @@ class Steps:
             group["lr"] = lr
         vectors = self._model(batch.tensors)
         scale = vectors["scale"]
-        loss = info_nce_distributed(vectors["image"], vectors["text"], scale)
+        loss = Contrastive()(vectors)["loss"]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, recipe.clip_norm)
