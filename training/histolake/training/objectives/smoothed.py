@@ -25,6 +25,9 @@ class Smoothed:
 
     image: str = "image"  # names of the vectors
     text: str = "text"
+    # Squared length of the rows that were published: theirs are not of unit length, but end in a LayerNorm, so that it
+    # is their width (256). 1 / temperature is then scale / squared_norm.
+    squared_norm: float = 1.0
 
     def __call__(
         self,
@@ -40,7 +43,8 @@ class Smoothed:
         text_BD = cleared(vectors[self.text], rows.valid_B)
         image_ND, text_ND = gather_with_gradient(image_BD), gather_with_gradient(text_BD)
         scale = vectors["scale"]
-        alike_BN = (image_BD @ image_ND.T + text_BD @ text_ND.T) / (2 * scale)
+        sharpness = self.squared_norm**2 / scale  # the targets are multiplied by the temperature, as released
+        alike_BN = sharpness * (image_BD @ image_ND.T + text_BD @ text_ND.T) / 2
         alike_BN = alike_BN.masked_fill(rows.dead_BN, -torch.inf)
         norm_B = alike_BN.logsumexp(dim=1)
         norm_N = gather_with_gradient(norm_B[:, None])[:, 0]
