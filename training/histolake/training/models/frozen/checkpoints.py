@@ -60,7 +60,9 @@ def load_checkpoint(net: nn.Module, facts: EncoderFacts, path: Path) -> None:
         problems.append(f"{other[0]} has the shape {given[other[0]]} where {wanted[other[0]]} was expected")
     if problems:
         unsure = "" if facts.checked else "; how it is built was not checked against its weights before"
-        raise ModelError(f"{path} is no weight file of the image encoder {facts.name!r}: {'; '.join(problems)}{unsure}.")
+        raise ModelError(
+            f"{path} is no weight file of the image encoder {facts.name!r}: {'; '.join(problems)}{unsure}."
+        )
     net.load_state_dict(state)
 
 

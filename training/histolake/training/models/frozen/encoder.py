@@ -73,7 +73,9 @@ class ImageTower(nn.Module):
 
     def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         if not self.loaded:
-            raise ModelError(f"The image encoder {self.facts.name!r} has no weights yet; give it some before it is used.")
+            raise ModelError(
+                f"The image encoder {self.facts.name!r} has no weights yet; give it some before it is used."
+            )
         dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
         pixels_BCHW = resize(image_BHWC, self.px, dtype)
         if self.facts.library == "lite":  # normalises by itself

@@ -52,8 +52,6 @@ ABLATIONS: Mapping[str, Ablation] = {
         row="Concatenate (UNI, scGPT)", model={**_UNTRAINED, "fusion": "concatenate"}, image_vector=""
     ),
     "no-encoders": Ablation(row="ABFN + L_NS", model={"encoders": "frozen"}),
-    "no-spot-niche": Ablation(
-        row="AE + ABFN", model={"train_fusion": False}, spot_weight=0.5, niche_weight=0.5
-    ),
+    "no-spot-niche": Ablation(row="AE + ABFN", model={"train_fusion": False}, spot_weight=0.5, niche_weight=0.5),
     "full": Ablation(row="AE + L_NS + ABFN"),
 }

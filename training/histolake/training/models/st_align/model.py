@@ -27,6 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 from histolake.platform.errors import ModelError
 from histolake.training.inputs import Input, Picture, Profile, Vector
 from histolake.training.models.frozen.encoder import FrozenImageEncoder
+from histolake.training.models.frozen.facts import facts_of
 from histolake.training.models.st_align.fusion import AttentionFusion
 from histolake.training.models.st_align.niche_genes import GeneProjection, NicheGeneEncoder
 from histolake.training.models.st_align.spot_image import SpotImageEncoder
@@ -95,8 +96,9 @@ class StAlign(nn.Module):
         self.embed_dim = config.embed_dim
         bodies: dict[str, nn.Module] = {}
         if config.modalities != "genes":
-            px = config.niche_px if config.project else None
-            self.image_encoder = FrozenImageEncoder(config.image_encoder, px=self._encoder_px(px))
+            # The frozen encoder sees niches as wide as they are read where it can, else at its own width.
+            px = config.niche_px if facts_of(config.image_encoder).resizable else None
+            self.image_encoder = FrozenImageEncoder(config.image_encoder, px=px)
             if config.encoders == "trained":
                 bodies["spot_image"] = SpotImageEncoder(
                     px=config.spot_px, depth=config.spot_depth, base_width=config.spot_width
@@ -108,9 +110,7 @@ class StAlign(nn.Module):
         self.fusions = nn.ModuleDict()
         if config.fusion == "attention":
             for level in self.levels:
-                self.fusions[level] = AttentionFusion(
-                    config.embed_dim, config.fusion_tokens, scale=config.fusion_scale
-                )
+                self.fusions[level] = AttentionFusion(config.embed_dim, config.fusion_tokens, scale=config.fusion_scale)
             self.fusions.requires_grad_(config.train_fusion)
         self.inputs = self._inputs()
         self.vector_needs = self._needs()
@@ -119,13 +119,6 @@ class StAlign(nn.Module):
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature and config.project)
 
     # What it is made of.
-
-    def _encoder_px(self, px: int | None) -> int | None:
-        """The frozen encoder sees niches as they are read where it can, else at its own width."""
-        from histolake.training.models.frozen.facts import facts_of
-
-        facts = facts_of(self.config.image_encoder)
-        return px if facts.library == "lite" else None
 
     def _gene_bodies(self) -> dict[str, nn.Module]:
         config, genes = self.config, len(self.config.gene_ids)

@@ -27,7 +27,9 @@ class ProfilePatches(nn.Module):
     def __init__(self, genes: int, *, patch_genes: int, width: int) -> None:
         super().__init__()
         if genes < 1 or patch_genes < 1:
-            raise ModelError(f"A profile of {genes} genes cannot be cut into patches of {patch_genes}; both must be > 0.")
+            raise ModelError(
+                f"A profile of {genes} genes cannot be cut into patches of {patch_genes}; both must be > 0."
+            )
         self.genes = genes
         self.patches = -(-genes // patch_genes)
         self.patch_genes = patch_genes
@@ -59,7 +61,9 @@ class NicheGeneEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ModelError(f"niche_width {width} cannot be shared by {heads} heads; make it a multiple of niche_heads.")
+            raise ModelError(
+                f"niche_width {width} cannot be shared by {heads} heads; make it a multiple of niche_heads."
+            )
         self.width = width
         self.patches = ProfilePatches(genes, patch_genes=patch_genes, width=width)
         self.class_D = nn.Parameter(torch.empty(width))
