@@ -90,7 +90,7 @@ class ConvStem(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         patch_size: int = 4,
         in_chans: int = 3,
         embed_dim: int = 96,
@@ -98,7 +98,8 @@ class ConvStem(nn.Module):
         **layout: Any,  # timm's keywords about strictness and layout; patches leave here as (B, H, W, D)
     ) -> None:
         super().__init__()
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid_size = (height // patch_size, width // patch_size)
         narrow, middle = embed_dim // 8, embed_dim // 4
         self.proj = nn.Sequential(
             nn.Conv2d(in_chans, narrow, 3, stride=2, padding=1, bias=False),

@@ -148,7 +148,7 @@ class StAlign(nn.Module):
 
     def _head(self, name: str) -> nn.Module:
         """The linear map to d; what comes from a frozen encoder is standardised first, since its spread is anything."""
-        body = self.bodies[name] if name in self.bodies else None
+        body = dict(self.bodies.named_children()).get(name)
         width = int(getattr(body, "width", 0)) or (
             self.config.vector_width if name == "spot_genes" else self.image_encoder.width
         )
