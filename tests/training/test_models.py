@@ -64,20 +64,21 @@ def test_coca_is_open_clips_and_its_contrastive_half_gives_the_same_vectors(micr
     image_BHWC = torch.randint(0, 255, (3, 28, 28, 3), dtype=torch.uint8)
     tokens_BL = torch.from_numpy(BpeTokenizer()(["EPCAM KRT18", "COL1A1", "VIM ACTB"]))
     with torch.no_grad():
-        image_BD, text_BD, scale = encoder(image_BHWC, tokens_BL)
-        pixels_BCHW = ((image_BHWC.float() - encoder.mean_C) / encoder.std_C).permute(0, 3, 1, 2)
-        theirs = encoder.coca(pixels_BCHW, tokens_BL)
-    torch.testing.assert_close(image_BD, theirs["image_features"])
-    torch.testing.assert_close(text_BD, theirs["text_features"])
-    torch.testing.assert_close(scale, theirs["logit_scale"])
+        ours = encoder({"niche_image": image_BHWC, "sentence": tokens_BL})
+        theirs = encoder.coca(encoder.normalise(image_BHWC), tokens_BL)
+    assert set(ours) == {"image", "text", "scale"}
+    torch.testing.assert_close(ours["image"], theirs["image_features"])
+    torch.testing.assert_close(ours["text"], theirs["text_features"])
+    torch.testing.assert_close(ours["scale"], theirs["logit_scale"])
 
 
 def test_every_weight_that_is_trained_has_a_gradient(micro: Recipe) -> None:
     for recipe in (micro, clip_recipe()):
         encoder = build_encoder(recipe.model).train()
         images = torch.randint(0, 255, (4, recipe.image_px, recipe.image_px, 3), dtype=torch.uint8)
-        image_BD, text_BD, scale = encoder(images, torch.from_numpy(BpeTokenizer()(["VIM", "ACTB", "KRT18", "IGKC"])))
-        (scale * (image_BD * text_BD).sum()).backward()
+        tokens = torch.from_numpy(BpeTokenizer()(["VIM", "ACTB", "KRT18", "IGKC"]))
+        vectors = encoder({"niche_image": images, "sentence": tokens})
+        (vectors["scale"] * (vectors["image"] * vectors["text"]).sum()).backward()
         idle = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
         assert idle == []
 
@@ -112,6 +113,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, micro: Recipe) -> None:
         ({"config": {**card["config"], "image_width": 64}}, "another architecture"),
         ({"config": {**card["config"], "architecture": "vae"}}, "no architecture 'vae'"),
         ({"tokenizer": "words"}, "no tokenizer 'words'"),
+        ({"context": 52}, "another tokenizer: the one asked for has context 52 and not 76"),
+        ({"config": {**card["config"], "image_column": "he"}}, "column is 'he'; it must be spot_image or niche_image"),
     ):
         (folder / "model.json").write_text(json.dumps(card | change))
         with pytest.raises(ModelError, match=words):
@@ -120,20 +123,6 @@ def test_what_does_not_fit_is_named(tmp_path: Path, micro: Recipe) -> None:
     (folder / "model.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="no weights"):
         load_model(folder)
-
-
-def test_tokens_are_open_clips_and_survivors_are_counted() -> None:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = BpeTokenizer()
-    sentence = "IGKC HLA-DRA COL1A1 ERBB2 MT-CO1 AP000769.1"
-    np.testing.assert_array_equal(tokenizer([sentence])[0], SimpleTokenizer(context_length=76)([sentence])[0].numpy())
-    assert tokenizer.genes_surviving([sentence, "VIM"]) == pytest.approx(3.5)
-    long = " ".join(["ERBB2"] * 50)
-    whole = tokenizer.genes_surviving([long])
-    pieces = len(tokenizer._symbol("ERBB2"))
-    assert whole == 74 // pieces < 50
-    assert tokenizer([long])[0, -1] == tokenizer([sentence])[0].max()  # the end token is kept
 
 
 def test_recipes_can_be_built_and_a_wrong_key_names_the_nearest() -> None:
@@ -150,6 +139,7 @@ def test_recipes_can_be_built_and_a_wrong_key_names_the_nearest() -> None:
         ("steps", "many", "of the type int"),
         ("steps", "0", "at least 1"),
         ("image_column", "he", "spot_image or niche_image"),
+        ("model.vocab_size", "9", "no value 'model.vocab_size'"),
     ):
         with pytest.raises(UsageError, match=words):
             with_overrides(find_recipe("coca-tiny"), {key: value})

@@ -118,7 +118,9 @@ def inputs_to_card(inputs: Iterable[Input]) -> list[dict[str, Any]]:
     """The inputs as plain JSON, for a model's card."""
     listed = _each_key_once(tuple(inputs))
     kinds = {made: name for name, made in _KINDS.items()}
-    return [{"kind": kinds[type(one)], **{field.name: _plain(one, field.name) for field in fields(one)}} for one in listed]
+    return [
+        {"kind": kinds[type(one)], **{field.name: _plain(one, field.name) for field in fields(one)}} for one in listed
+    ]
 
 
 def inputs_from_card(listed: Sequence[Mapping[str, Any]]) -> tuple[Input, ...]:

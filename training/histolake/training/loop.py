@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def train_worker(config: dict[str, Any]) -> None:
     pairs = training_pairs(snapshot, plan)
     reader = make_reader(pairs, plan, rank, ranks)
     torch.manual_seed(recipe.seed)
-    encoder = build_encoder(recipe.model)
+    tokenizer = make_tokenizer(recipe.tokenizer, recipe.context)
+    encoder = build_encoder(recipe.encoder_config(tokenizer.vocab_size))
     optimizer = make_optimizer(encoder, recipe)
     checkpoint = ray.train.get_checkpoint()
     start = 0
@@ -113,12 +115,12 @@ def train_worker(config: dict[str, Any]) -> None:
     model = prepare_model(encoder)
     move_optimizer(optimizer, device)
     steps = Steps(recipe=recipe, model=model, encoder=encoder, optimizer=optimizer, device=device, rank=rank)
-    tokenizer = make_tokenizer(recipe.tokenizer, recipe.context)
 
     stop = min(recipe.stop_after or recipe.steps, recipe.steps)
     began = time.perf_counter()
     for batch in reader.batches(start, stop):
-        row = steps.run(batch.step, batch.image_BHWC, tokenizer(batch.sentences))
+        read = {recipe.image_column: batch.image_BHWC, "sentence": tokenizer(batch.sentences)}
+        row = steps.run(batch.step, {key: torch.from_numpy(value) for key, value in read.items()})
         now = time.perf_counter()
         row |= {"step": batch.step, "epoch": batch.epoch, "pairs_per_s": recipe.global_batch / (now - began)}
         began = now
@@ -192,8 +194,9 @@ class Steps:
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         model.train()
 
-    def run(self, step: int, image_BHWC: Any, tokens_BL: Any) -> dict[str, float]:
-        """Take one step; gives the joined batch's loss, the scale, the gradient's norm and the learning rate."""
+    def run(self, step: int, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Take one step on a batch of tensors by input (`inputs`); gives the joined batch's loss, the scale, the
+        gradient's norm and the learning rate."""
         import torch
         import torch.distributed as dist
 
@@ -206,10 +209,9 @@ class Steps:
         lr = recipe.lr * warmup_cosine(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        image_BD, text_BD, scale = self._model(
-            torch.from_numpy(image_BHWC).to(self._device), torch.from_numpy(tokens_BL).to(self._device)
-        )
-        loss = info_nce_distributed(image_BD, text_BD, scale)
+        vectors = self._model({key: value.to(self._device) for key, value in batch.items()})
+        scale = vectors["scale"]
+        loss = info_nce_distributed(vectors["image"], vectors["text"], scale)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, recipe.clip_norm)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from histolake.platform.errors import UsageError
+from histolake.training.models.coca_presets import COCA_PRESETS
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "with_overrides"]
 
@@ -49,25 +50,18 @@ class Recipe:
         """Tokens of a sentence that the model reads."""
         return int(self.model["context"])
 
+    def encoder_config(self, vocab_size: int) -> dict[str, Any]:
+        """The model's configuration with what it reads: the picture's column, the tokenizer and its vocabulary."""
+        read = {"image_column": self.image_column, "tokenizer": self.tokenizer, "vocab_size": vocab_size}
+        return {**self.model, **read}
+
 
 _COCA = Recipe(
     name="coca-tiny",
     summary="OmiCLIP from scratch: open_clip's CoCa, the ViT-L/14 family at CPU size",
     model={
         "architecture": "coca",
-        "embed_dim": 128,
-        "image_px": 112,
-        "patch_px": 14,
-        "image_width": 128,
-        "image_layers": 3,
-        "image_head_width": 32,
-        "pooler_heads": 4,
-        "pooler_queries": 8,
-        "text_width": 128,
-        "text_heads": 4,
-        "text_layers": 1,
-        "decoder_layers": 1,
-        "context": 76,
+        **COCA_PRESETS["tiny"],
         "patch_dropout": 0.3,
         "init_temperature": 0.1,
     },
@@ -157,9 +151,10 @@ def _model_fields(recipe: Recipe) -> dict[str, Any]:
     """What may be set of the recipe's model, with its value now."""
     from histolake.training.models.files import config_defaults
 
-    architecture = recipe.model["architecture"]
-    given = {key: value for key, value in recipe.model.items() if key != "architecture"}
-    return {**config_defaults(architecture), **given}
+    values = {**config_defaults(recipe.model["architecture"]), **recipe.model}
+    # The recipe's own fields and the tokenizer decide these.
+    elsewhere = ("architecture", "image_column", "tokenizer", "vocab_size")
+    return {key: value for key, value in values.items() if key not in elsewhere}
 
 
 def _read(key: str, text: str, now: Any) -> Any:

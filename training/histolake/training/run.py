@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from histolake.platform.lake import Snapshot
+    from histolake.training.tokenizers import Tokenizer
 
 __all__ = ["Trained", "train"]
 
@@ -222,7 +223,7 @@ class _Job:
             self.say(f"{surviving:.1f} genes of a sentence survive the tokenizer on average")
             self._log_request(run_id, plan, surviving)
             rows, checkpoint = self._fit(plan, cluster, run_id)
-            folder, figures = self._finish(scratch / "model", checkpoint, surviving, run_id)
+            folder, figures = self._finish(scratch / "model", checkpoint, tokenizer, surviving, run_id)
             version = registry.register(
                 self.client, folder, run_id=run_id, name=name, tags=tags, aliases=(self.recipe.name, *aliases)
             )
@@ -302,14 +303,17 @@ class _Job:
                 state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
         return [rows[step] for step in sorted(rows)], state
 
-    def _finish(self, folder: Path, state: Any, surviving: float, run_id: str) -> tuple[Path, Any]:
+    def _finish(
+        self, folder: Path, state: Any, tokenizer: Tokenizer, surviving: float, run_id: str
+    ) -> tuple[Path, Any]:
         """Write the model folder with its reference; gives it and the validation figures (None without that side)."""
         from histolake.training.models import build_encoder, load_model, save_model
         from histolake.training.reference import write_reference
 
-        encoder = build_encoder(self.recipe.model)
+        card = self._card(tokenizer, surviving, run_id)
+        encoder = build_encoder(card["config"])
         encoder.load_state_dict(state["encoder"])
-        save_model(folder, encoder, self._card(surviving, run_id))
+        save_model(folder, encoder, card)
         self.say("embedding the pairs for the reference")
         figures = write_reference(folder, load_model(folder), self.snapshot, self.sides, split=self.split).get(
             "validation"
@@ -320,7 +324,7 @@ class _Job:
                     self.client.log_metric(run_id, f"{registry.FIGURE_PREFIX}{key}", value)
         return folder, figures
 
-    def _card(self, surviving: float, run_id: str) -> dict[str, Any]:
+    def _card(self, tokenizer: Tokenizer, surviving: float, run_id: str) -> dict[str, Any]:
         tags = self._tags()
         return {
             "recipe": self.recipe.name,
@@ -330,7 +334,8 @@ class _Job:
             "image_px": self.recipe.image_px,
             "tokenizer": self.recipe.tokenizer,
             "context": self.recipe.context,
-            "config": dict(self.recipe.model),
+            "tokenizer_card": tokenizer.card(),
+            "config": self.recipe.encoder_config(tokenizer.vocab_size),
             "lake": {"uri": self.snapshot.lake.uri, "version": self.snapshot.version},
             "split": self.split.to_dict(),
             "where": self.where,

@@ -6,12 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histolake.training.models.base import Encoder, Model
+    from histolake.training.models.base import Encoder, Model, TwoTowers
     from histolake.training.models.files import build_encoder, load_model, save_model
+    from histolake.training.models.published import from_published
 
-__all__ = ["Encoder", "Model", "build_encoder", "load_model", "save_model"]
+__all__ = ["Encoder", "Model", "TwoTowers", "build_encoder", "from_published", "load_model", "save_model"]
 
-_HOME = {"Encoder": "base", "Model": "base", "build_encoder": "files", "load_model": "files", "save_model": "files"}
+_HOME = {
+    "Encoder": "base",
+    "Model": "base",
+    "TwoTowers": "base",
+    "build_encoder": "files",
+    "from_published": "published",
+    "load_model": "files",
+    "save_model": "files",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,12 @@
-"""What every model is: two towers into one space, an architecture that can be rebuilt from its card, and a face that
-takes bytes and sentences.
+"""What every model is: inputs and named vectors for training, two towers for embedding, and a face that takes bytes and
+sentences.
 
 Axes: B pairs, H height, W width, C channels, L tokens, D embedding, N inputs. Vectors are unit rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -16,19 +16,31 @@ import torch
 from torch import nn
 
 from histolake.training.images import decode
-from histolake.training.tokenizers import BpeTokenizer
+from histolake.training.inputs import Input
+from histolake.training.tokenizers.base import Tokenizer
 
-__all__ = ["EVAL_BATCH", "Encoder", "Model"]
+__all__ = ["EVAL_BATCH", "Encoder", "Model", "TwoTowers", "present_vectors"]
 
 # Everything outside training is embedded in batches of this many, so that memory does not depend on the question.
 EVAL_BATCH = 32
 
 
 class Encoder(Protocol):
-    """Two towers. Implementations are `nn.Module`s whose `forward(image_BHWC, tokens_BL)` gives both vectors and the
-    scale, so that DistributedDataParallel can wrap them."""
+    """What training asks of a model. Implementations are `nn.Module`s: DistributedDataParallel can wrap them."""
 
-    embed_dim: int
+    inputs: tuple[Input, ...]  # what it reads of a pair
+    embed_dim: int  # D
+    # Which inputs (their keys) each named vector is made from: a row has the vector where it has all of them.
+    vector_needs: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Named unit rows (B, D), and `scale`, 1 / temperature, a scalar with a gradient. `batch` holds every input
+        under its key; a row that lacks one holds zeros there, and what comes of it is left to the objective's mask."""
+        ...
+
+
+class TwoTowers(Encoder, Protocol):
+    """An encoder of pictures and sentences apart, as embedding and serving ask for them."""
 
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """Unit rows (B, D) of uint8 RGB pictures."""
@@ -43,12 +55,25 @@ class Encoder(Protocol):
         ...
 
 
+def present_vectors(
+    vector_needs: Mapping[str, tuple[str, ...]], present: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Which rows have each named vector (bool, B), from which rows have each input; a vector that every row has is left
+    out, as an input that every row has is."""
+    rows: dict[str, torch.Tensor] = {}
+    for name, keys in vector_needs.items():
+        for key in keys:
+            if key in present:
+                rows[name] = rows[name] & present[key] if name in rows else present[key]
+    return rows
+
+
 @dataclass
 class Model:
     """A trained encoder with its card: bytes and sentences in, unit rows out."""
 
-    encoder: Any  # an Encoder that is an nn.Module
-    tokenizer: BpeTokenizer
+    encoder: Any  # TwoTowers that are an nn.Module
+    tokenizer: Tokenizer
     card: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     batch: int = EVAL_BATCH  # inputs a forward pass

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from histolake.training.inputs import Input, Picture, Sentence
+
 __all__ = ["ClipLiteConfig", "ClipLiteEncoder", "build_clip_lite"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -50,6 +52,9 @@ class ClipLiteConfig:
     init_temperature: float = 0.1
     learn_temperature: bool = False
     min_temperature: float = 0.01
+    image_column: str = "niche_image"  # spot_image | niche_image
+    sentence_column: str = "sentence"  # sentence | niche_sentence
+    tokenizer: str = "bpe"
 
 
 class LiteTrunk(nn.Module):
@@ -123,7 +128,7 @@ class RankedBag(nn.Module):
 
 
 class ClipLiteEncoder(nn.Module):
-    """The frozen trunk with its projection beside the bag of tokens, as an `Encoder`."""
+    """The frozen trunk with its projection beside the bag of tokens, as an encoder of pictures and sentences."""
 
     centre_W: torch.Tensor
     spread_W: torch.Tensor
@@ -132,6 +137,12 @@ class ClipLiteEncoder(nn.Module):
         super().__init__()
         self.embed_dim = config.embed_dim
         self.turns = config.turns
+        self.inputs: tuple[Input, ...] = (
+            Picture(column=config.image_column, px=config.image_px),
+            Sentence(column=config.sentence_column, tokenizer=config.tokenizer, context=config.context),
+        )
+        self._image_key, self._sentence_key = (one.key for one in self.inputs)
+        self.vector_needs: dict[str, tuple[str, ...]] = {"image": (self._image_key,), "text": (self._sentence_key,)}
         self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
         self.trunk = LiteTrunk()
         # Mean and deviation of the trunk's activations, measured on training pictures before the first step.
@@ -173,9 +184,13 @@ class ClipLiteEncoder(nn.Module):
     def scale(self) -> torch.Tensor:
         return self.log_scale.clamp(max=self._max_log_scale).exp()
 
-    def forward(self, image_BHWC: torch.Tensor, tokens_BL: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Both vectors and the scale."""
-        return self.encode_images(image_BHWC), self.encode_tokens(tokens_BL), self.scale()
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`image` and `text`, unit rows (B, D), and `scale`."""
+        return {
+            "image": self.encode_images(batch[self._image_key]),
+            "text": self.encode_tokens(batch[self._sentence_key]),
+            "scale": self.scale(),
+        }
 
 
 def build_clip_lite(config: Mapping[str, Any]) -> ClipLiteEncoder:

@@ -1,13 +1,19 @@
 """OmiCLIP: the contrastive half of open_clip's CoCa, at any size of the ViT-L/14 family.
 
 The architecture is open_clip's own class, built from a configuration with the same fields as its `coca_ViT-L-14`; a
-state dict of one is a state dict of the other. The caption decoder is part of it, so that published checkpoints fit,
-but it is neither run nor trained: OmiCLIP describes the contrastive loss alone, and open_clip's `forward` would
-compute the captions even at weight 0.
+state dict of one is a state dict of the other (`coca_presets` has the known sizes, `published` reads the files). The
+caption decoder is part of it, so that published checkpoints fit, but with caption weight 0 it is neither run nor
+trained: OmiCLIP describes the contrastive loss alone, and open_clip's `forward` would compute the captions even then.
+
+A row that lacks its sentence holds zeros. Zero is padding, which the class token does not see (it sees one place that
+is never hidden), so such a row gives some finite vector for the objective to mask; none is NaN.
+
+Axes: B pairs, H height, W width, C channels, L tokens, P tokens of a picture, D embedding, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from histolake.training.inputs import Input, Picture, Sentence
 from histolake.training.torchvision_shim import import_torchvision
 
 __all__ = ["CocaConfig", "CocaEncoder", "build_coca"]
@@ -27,7 +34,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class CocaConfig:
-    """Sizes of the three towers. The defaults are coca_ViT-L-14's."""
+    """Sizes of the three towers and what they read. The defaults are coca_ViT-L-14's."""
 
     embed_dim: int = 768  # width of a vector
     image_px: int = 224  # pixels, width of the square input
@@ -46,10 +53,15 @@ class CocaConfig:
     patch_dropout: float = 0.0  # share of the patches left out of each picture in training
     init_temperature: float = 0.07
     min_temperature: float = 0.01  # CLIP's clamp
+    caption_weight: float = 0.0  # of the caption loss; at 0 the decoder is neither run nor trained
+    grad_checkpointing: bool = False  # compute a layer again on the way back: less memory, a third more work
+    image_column: str = "niche_image"  # spot_image | niche_image
+    sentence_column: str = "sentence"  # sentence | niche_sentence
+    tokenizer: str = "bpe"
 
 
 class CocaEncoder(nn.Module):
-    """open_clip's CoCa as an `Encoder`."""
+    """open_clip's CoCa as an encoder of pictures and sentences."""
 
     mean_C: torch.Tensor
     std_C: torch.Tensor
@@ -60,7 +72,16 @@ class CocaEncoder(nn.Module):
         from open_clip.coca_model import CoCa
 
         self.embed_dim = config.embed_dim
-        self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
+        self.caption_weight = config.caption_weight
+        self.inputs: tuple[Input, ...] = (
+            Picture(column=config.image_column, px=config.image_px),
+            Sentence(column=config.sentence_column, tokenizer=config.tokenizer, context=config.context),
+        )
+        self._image_key, self._sentence_key = (one.key for one in self.inputs)
+        self.vector_needs: dict[str, tuple[str, ...]] = {"image": (self._image_key,), "text": (self._sentence_key,)}
+        if config.caption_weight:
+            self.vector_needs["caption_logits"] = (self._image_key, self._sentence_key)
+        self._max_log_scale = -math.log(config.min_temperature)
         self.coca: Any = CoCa(
             embed_dim=config.embed_dim,
             vision_cfg={
@@ -92,15 +113,28 @@ class CocaEncoder(nn.Module):
                 "layers": config.decoder_layers,
                 "attn_pooler_heads": config.text_heads,
             },
-            init_logit_scale=-float(torch.tensor(config.init_temperature).log()),
+            init_logit_scale=-math.log(config.init_temperature),
         )
-        self.coca.text_decoder.requires_grad_(False)
-        self.register_buffer("mean_C", 255 * torch.tensor(CLIP_MEAN), persistent=False)
-        self.register_buffer("std_C", 255 * torch.tensor(CLIP_STD), persistent=False)
+        # open_clip leaves this one as memory happened to be (its initialiser is never called); drawn after all others.
+        nn.init.normal_(self.coca.text_decoder.text_projection, std=config.text_width**-0.5)
+        self.coca.text_decoder.requires_grad_(bool(config.caption_weight))
+        if config.grad_checkpointing:
+            self.set_grad_checkpointing(True)
+        self.register_buffer("mean_C", torch.tensor(CLIP_MEAN), persistent=False)
+        self.register_buffer("std_C", torch.tensor(CLIP_STD), persistent=False)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Whether each layer is computed again on the way back instead of kept; the gradients are the same."""
+        self.coca.set_grad_checkpointing(enable)
+
+    def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        """uint8 pictures as the towers read them, (B, C, H, W), by open_clip's own steps in its own order, so that the
+        numbers are the same to the last bit."""
+        pixels_BCHW = image_BHWC.permute(0, 3, 1, 2).contiguous().to(self.mean_C.dtype)
+        return (pixels_BCHW / 255 - self.mean_C[:, None, None]) / self.std_C[:, None, None]
 
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-        pixels_BCHW = ((image_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
-        latent_BD, _ = self.coca.visual(pixels_BCHW)
+        latent_BD, _ = self.coca.visual(self.normalise(image_BHWC))
         return F.normalize(latent_BD, dim=-1)
 
     def encode_tokens(self, tokens_BL: torch.Tensor) -> torch.Tensor:
@@ -110,9 +144,21 @@ class CocaEncoder(nn.Module):
     def scale(self) -> torch.Tensor:
         return self.coca.logit_scale.clamp(max=self._max_log_scale).exp()
 
-    def forward(self, image_BHWC: torch.Tensor, tokens_BL: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Both vectors and the scale."""
-        return self.encode_images(image_BHWC), self.encode_tokens(tokens_BL), self.scale()
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`image` and `text`, unit rows (B, D), and `scale`; with a caption weight also `caption_logits` (B, L, V).
+
+        `caption_logits[:, t]` says what token t + 1 is, from the picture and tokens 0 ... t (open_clip's are these
+        without the last t, beside labels without the first token)."""
+        image_BD, seen_BPD = self.coca.visual(self.normalise(batch[self._image_key]))
+        text_BD, read_BLE = self.coca.text(batch[self._sentence_key])
+        vectors = {
+            "image": F.normalize(image_BD, dim=-1),
+            "text": F.normalize(text_BD, dim=-1),
+            "scale": self.scale(),
+        }
+        if self.caption_weight:
+            vectors["caption_logits"] = self.coca.text_decoder(seen_BPD, read_BLE)
+        return vectors
 
 
 def build_coca(config: Mapping[str, Any]) -> CocaEncoder:

@@ -1,4 +1,5 @@
-"""A model as a folder: `model.json` (its card) and `weights.safetensors`, with `reference/` beside them.
+"""A model as a folder: `model.json` (its card) and `weights.safetensors`, with `reference/` beside them, and where its
+tokenizer has a vocabulary of its own, that as `vocabulary.txt`.
 
 The folder is a promise: name and version of the format are in the card, and a card of another version is refused by
 name.
@@ -16,10 +17,11 @@ from typing import Any
 from torch import nn
 
 from histolake.platform.errors import ModelError
+from histolake.training.inputs import Sentence
 from histolake.training.models.base import Model
 from histolake.training.models.clip_lite import ClipLiteConfig, build_clip_lite
 from histolake.training.models.coca import CocaConfig, build_coca
-from histolake.training.tokenizers import make_tokenizer
+from histolake.training.tokenizers import Tokenizer, check_match, make_tokenizer, tokenizer_from_card
 
 __all__ = ["ARCHITECTURES", "FORMAT", "FORMAT_VERSION", "build_encoder", "load_model", "model_digest", "save_model"]
 
@@ -27,6 +29,7 @@ FORMAT = "histolake-model"
 FORMAT_VERSION = 1
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+VOCABULARY_FILE = "vocabulary.txt"  # one symbol a line; the card has its digest
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"coca": build_coca, "clip-lite": build_clip_lite}
 
@@ -51,7 +54,9 @@ def build_encoder(config: Mapping[str, Any]) -> Any:
 
 
 def save_model(folder: str | Path, encoder: nn.Module, card: Mapping[str, Any]) -> Path:
-    """Write the card and the weights into `folder`, which is made; gives the folder."""
+    """Write the card and the weights into `folder`, which is made; gives the folder.
+
+    `card["tokenizer_card"]` is the tokenizer's own (`Tokenizer.card()`); a tokenizer with a vocabulary needs it."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -59,6 +64,11 @@ def save_model(folder: str | Path, encoder: nn.Module, card: Mapping[str, Any]) 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     full = {"format": FORMAT, "format_version": FORMAT_VERSION, **card}
+    if "tokenizer_card" in full:
+        own = dict(full["tokenizer_card"])
+        if vocabulary := own.pop("vocabulary", None):
+            (folder / VOCABULARY_FILE).write_text("\n".join(vocabulary), encoding="utf-8", newline="\n")
+        full["tokenizer_card"] = own
     (folder / CARD_FILE).write_text(json.dumps(full, indent=1, allow_nan=False), encoding="utf-8")
     return folder
 
@@ -84,6 +94,8 @@ def model_digest(folder: str | Path) -> str:
     if not weights.is_file():
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}.")
     deciding = {name: card.get(name) for name in ("config", "tokenizer", "context", "image_column", "image_px")}
+    if digest := card.get("tokenizer_card", {}).get("vocabulary_digest"):
+        deciding["vocabulary_digest"] = digest
     with weights.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256")
     found.update(json.dumps(deciding, sort_keys=True).encode())
@@ -95,7 +107,8 @@ def load_model(folder: str | Path, device: str = "cpu") -> Model:
     from safetensors.torch import load_file
 
     card = read_card(folder)
-    encoder = build_encoder(card["config"])
+    config = _config_of(card)
+    encoder = build_encoder(config)
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}.")
@@ -103,6 +116,38 @@ def load_model(folder: str | Path, device: str = "cpu") -> Model:
         encoder.load_state_dict(load_file(weights))
     except RuntimeError as error:
         raise ModelError(f"The weights in {folder} are of another architecture than its card says: {error}") from error
-    return Model(
-        encoder=encoder, tokenizer=make_tokenizer(card["tokenizer"], card["context"]), card=card, device=device
-    )
+    tokenizer = _tokenizer_of(Path(folder), card)
+    check_tokenizer(tokenizer, encoder, config, f"The model in {folder}")
+    return Model(encoder=encoder, tokenizer=tokenizer, card=card, device=device)
+
+
+def check_tokenizer(
+    tokenizer: Tokenizer, encoder: Any, config: Mapping[str, Any], what: str = "The checkpoint"
+) -> None:
+    """Raise `ModelError` where the tokenizer's ids are not those that the encoder, built from `config`, reads."""
+    for one in encoder.inputs:
+        if isinstance(one, Sentence):
+            vocab_size = {**config_defaults(config["architecture"]), **config}.get("vocab_size")
+            check_match(tokenizer, {"name": one.tokenizer, "context": one.context, "vocab_size": vocab_size}, what)
+
+
+def _config_of(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card's configuration; what an older one leaves to the card about the model's inputs is filled in."""
+    config = dict(card["config"])
+    known = _CONFIGS.get(config.get("architecture", ""))
+    names = {field.name for field in fields(known)} if known else set()
+    read = {key: card[key] for key in card if key in ("image_column", "tokenizer") and key in names}
+    return {**read, **config}
+
+
+def _tokenizer_of(folder: Path, card: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that the model was trained with."""
+    if "tokenizer_card" not in card:
+        return make_tokenizer(card["tokenizer"], card["context"])
+    own = dict(card["tokenizer_card"])
+    vocabulary = folder / VOCABULARY_FILE
+    if "vocabulary_digest" in own:
+        if not vocabulary.is_file():
+            raise ModelError(f"{folder} has no {VOCABULARY_FILE}, which its tokenizer needs; publish the model again.")
+        own["vocabulary"] = vocabulary.read_text(encoding="utf-8").split("\n")
+    return tokenizer_from_card(own)

@@ -1,8 +1,8 @@
 """Sentences to token ids, and how much of a sentence reaches the encoder.
 
-    bpe    the paper's: open_clip's byte pairs, context 76. A gene symbol costs nearly three of them, so of a sentence of
-           50 symbols only about half fit between the start and end tokens; the rest is cut off without a word. That is
-           why `genes_surviving` exists and is logged with every run.
+    bpe    the paper's: open_clip's byte pairs, context 76. A gene symbol costs nearly three of them, so of a sentence
+           of 50 symbols only about half fit between the start and end tokens; the rest is cut off without a word. That
+           is why `genes_surviving` exists and is logged with every run.
     gene   one token a gene, from a vocabulary of symbols that travels with the model: 50 symbols fit into 52 tokens.
 
 `make_tokenizer` is the door to a new one, `tokenizer_from_card` to the one that a model was trained with.

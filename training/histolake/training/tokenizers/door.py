@@ -28,7 +28,9 @@ def make_tokenizer(name: str, context: int, symbols: Iterable[str | None] | None
 def tokenizer_from_card(card: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer whose `card()` this is. Raises `ModelError` where the card does not hold what it says."""
     if card.get("name") == "gene" and "vocabulary" not in card:
-        raise ModelError("The card of a gene tokenizer holds no vocabulary; publish the model again, vocabulary and all.")
+        raise ModelError(
+            "The card of a gene tokenizer holds no vocabulary; publish the model again, vocabulary and all."
+        )
     tokenizer = make_tokenizer(str(card.get("name")), int(card["context"]), card.get("vocabulary"))
     check_match(tokenizer, card, "The model of this card")
     return tokenizer

@@ -42,8 +42,8 @@ class GeneTokenizer:
             raise ModelError("A gene tokenizer needs at least one gene symbol; the list that it was given has none.")
         if broken := [symbol for symbol in self.vocabulary if len(symbol.split()) > 1]:
             raise ModelError(
-                f"{len(broken)} gene symbols hold a space, such as {broken[0]!r}; a sentence is split at spaces, so they "
-                "could never be found: leave them out."
+                f"{len(broken)} gene symbols hold a space, such as {broken[0]!r}; a sentence is split at spaces, so "
+                "they could never be found: leave them out."
             )
         self.context = context
         self.vocab_size = FIRST_GENE + len(self.vocabulary) + 2

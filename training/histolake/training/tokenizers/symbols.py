@@ -25,8 +25,18 @@ MOST_SYMBOLS = 200_000
 class SymbolTable:
     """Remembers the ids of symbols and lays sentences out in rows. Threads may share it."""
 
-    def __init__(self, encode: Callable[[str], Sequence[int]], *, start: int, end: int, unknown: int | None = None):
-        """`encode` gives a symbol's ids; a symbol whose only id is `unknown` tells the encoder nothing."""
+    def __init__(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        *,
+        start: int,
+        end: int,
+        unknown: int | None = None,
+        most: int = MOST_SYMBOLS,
+    ) -> None:
+        """`encode` gives a symbol's ids; a symbol whose only id is `unknown` tells the encoder nothing. About `most`
+        symbols are remembered."""
+        self._most = most
         self._encode = encode
         self._start = start
         self._end = end
@@ -88,7 +98,7 @@ class SymbolTable:
         return np.fromiter(map(self._number.__getitem__, words), dtype=np.int64, count=len(words))
 
     def _learn(self, words: list[str]) -> None:
-        if len(self._number) > MOST_SYMBOLS:
+        if len(self._number) > self._most:
             self._forget()
         new = [word for word in dict.fromkeys(words) if word not in self._number]
         ids = [tuple(self._encode(word)) for word in new]
