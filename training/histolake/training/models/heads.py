@@ -146,14 +146,11 @@ class MlpHead:
         mean_W, spread_W, mean_G = _moments(batches(-1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            net = nn.Sequential(
-                nn.Linear(len(mean_W), config.hidden),
-                nn.GELU(),
-                nn.Dropout(config.dropout),
-                nn.Linear(config.hidden, len(mean_G)),
-            )
+            last = nn.Linear(config.hidden, len(mean_G))
             with torch.no_grad():
-                net[3].bias.copy_(torch.from_numpy(mean_G))  # starts from the mean of every gene
+                last.bias.copy_(torch.from_numpy(mean_G))  # starts from the mean of every gene
+            first = nn.Linear(len(mean_W), config.hidden)
+            net = nn.Sequential(first, nn.GELU(), nn.Dropout(config.dropout), last)
             net.to(self.device).train()
             self._mean_W, self._spread_W = (torch.from_numpy(one).to(self.device) for one in (mean_W, spread_W))
             optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)

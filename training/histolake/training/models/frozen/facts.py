@@ -245,7 +245,7 @@ def _timm_facts(name: str, architecture: str) -> EncoderFacts:
         raise ModelError(f"timm has no model {architecture!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
     known = get_pretrained_cfg(architecture)
     with torch.device("meta"):
-        width = int(timm.create_model(architecture, pretrained=False, num_classes=0).num_features)
+        net: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
     return EncoderFacts(
         name=name,
         library="timm",
@@ -253,7 +253,8 @@ def _timm_facts(name: str, architecture: str) -> EncoderFacts:
         arguments={"num_classes": 0},
         px=int(known.input_size[-1]) if known else 224,
         normalisation=(tuple(known.mean), tuple(known.std)) if known else IMAGENET,
-        width=width,
+        # What leaves the network; its features may be narrower (MobileNetV3 widens them after the pooling).
+        width=int(getattr(net, "head_hidden_size", None) or net.num_features),
         resizable=True,
         licence=(known.license if known else None) or "not stated",
         source=f"timm's own weights of {architecture}",

@@ -173,7 +173,9 @@ class StAlign(nn.Module):
         return tuple(every[name] for name in self._towers())
 
     def _needs(self) -> Mapping[str, tuple[str, ...]]:
-        needs = {name: (one.key,) for name, one in zip(self._towers(), self.inputs, strict=True)}
+        needs: dict[str, tuple[str, ...]] = {
+            name: (one.key,) for name, one in zip(self._towers(), self.inputs, strict=True)
+        }
         if self.config.fusion != "none":
             for level in self.levels:
                 needs[level] = needs[f"{level}_image"] + needs[f"{level}_genes"]

@@ -43,7 +43,8 @@ class SpotImageEncoder(nn.Module):
 
         bottleneck, blocks = DEPTHS[depth]
         channels = tuple(base_width * 2**stage for stage in range(4))
-        net: Any = ResNet(Bottleneck if bottleneck else BasicBlock, blocks, channels=channels, num_classes=0)
+        block: Any = Bottleneck if bottleneck else BasicBlock  # timm's annotation asks for an instance
+        net: Any = ResNet(block, blocks, channels=channels, num_classes=0)
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
