@@ -133,7 +133,7 @@ class MlpHead:
         x_NW, y_NG = _pair_of_matrices(features_NW, targets_NG, np.float32)
 
         def batches(epoch: int) -> Batches:
-            order_N = np.random.default_rng([self.config.seed, epoch]).permutation(len(x_NW))
+            order_N = np.random.default_rng([self.config.seed, epoch + 1]).permutation(len(x_NW))
             for start in range(0, len(order_N), self.config.batch):
                 rows_B = order_N[start : start + self.config.batch]
                 yield x_NW[rows_B], y_NG[rows_B]
