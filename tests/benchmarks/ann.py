@@ -37,7 +37,7 @@ CARD = {
     "image_px": 128,
     "tokenizer": "bpe",
     "context": 76,
-    "config": {"architecture": "clip-lite"},
+    "config": {"architecture": "clip-lite", "image_column": "spot_image"},
 }
 
 

@@ -49,6 +49,7 @@ CONFIG = {
     "decoder_layers": 1,
     "context": 76,
     "init_temperature": 0.1,
+    "image_column": "spot_image",
 }
 
 

@@ -48,9 +48,9 @@ def folder(micro: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "image_px": micro.image_px,
         "tokenizer": micro.tokenizer,
         "context": micro.context,
-        "config": dict(micro.model),
+        "config": dict(micro.model) | {"image_column": "spot_image"},
     }
-    return save_model(tmp_path_factory.mktemp("model") / "tiny", build_encoder(micro.model), card)
+    return save_model(tmp_path_factory.mktemp("model") / "tiny", build_encoder(card["config"]), card)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,8 @@ def test_a_model_is_named_as_a_person_would(folder: Path, tmp_path: Path, micro:
     ended = CliRunner().invoke(app, ["embed", str(folder), "--lake", str(tmp_path), "--device", "tpu"])
     assert isinstance(ended.exception, UsageError) and "--device" in str(ended.exception)
 
-    other = save_model(tmp_path / "other", build_encoder(micro.model), json.loads((folder / "model.json").read_text()))
+    card = json.loads((folder / "model.json").read_text())
+    other = save_model(tmp_path / "other", build_encoder(card["config"]), card)
     assert model_digest(other) != model_digest(folder) == model_digest(folder)
     lake = Lake.open(tmp_path / "lake", create=True)
     here(lake, folder)

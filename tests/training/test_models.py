@@ -119,6 +119,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, micro: Recipe) -> None:
         (folder / "model.json").write_text(json.dumps(card | change))
         with pytest.raises(ModelError, match=words):
             load_model(folder)
+    with pytest.raises(ModelError, match="reads spot_image, but its encoder reads niche_image, sentence"):
+        save_model(tmp_path / "n", build_encoder(micro.model), card | {"image_column": "spot_image"})
     (folder / "weights.safetensors").unlink()
     (folder / "model.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="no weights"):

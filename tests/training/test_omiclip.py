@@ -1,4 +1,4 @@
-"""OmiCLIP: open_clip's sizes weight for weight, captions only when weighed, rows that lack a modality, both tokenizers."""
+"""OmiCLIP: open_clip's sizes weight for weight, captions only when weighed, rows that lack a part, both tokenizers."""
 
 from __future__ import annotations
 

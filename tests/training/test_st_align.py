@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from histolake.platform.errors import ModelError
-from histolake.training.inputs import Picture, Profile, Vector
+from histolake.training.inputs import Picture, Profile, Vector, inputs_from_card
 from histolake.training.models import build_encoder, load_model, save_model
 from histolake.training.models.files import load_encoder, model_digest
 from histolake.training.models.frozen import ENCODERS, facts_of
@@ -278,6 +278,7 @@ def test_a_folder_gives_the_same_vectors_without_any_other_file(tmp_path: Path) 
     folder = save_model(tmp_path / "m", model, {"config": config, "image_px": 12})
     loaded = load_model(folder)
     assert isinstance(loaded.encoder, StAlign) and loaded.encoder.config == model.config
+    assert inputs_from_card(loaded.card["inputs"]) == model.inputs
     batch = batch_for(model)
     ours, theirs = model.eval()(batch), loaded.encoder(batch)
     for name in (*NAMES, "scale"):
@@ -325,16 +326,16 @@ def test_gated_weights_stay_out_of_the_folder_and_must_be_the_same_file(
     from safetensors.torch import load_file
 
     assert not any(name.startswith("image_encoder.") for name in load_file(folder / "weights.safetensors"))
-    encoder, read = load_encoder(folder)
+    encoder, read = load_encoder(folder, files={"image_weights": str(file)})
+    assert str(tmp_path) not in (folder / "model.json").read_text()
     assert read["withheld"]["image_weights"]["encoder"] == "owned"
     torch.testing.assert_close(encoder.eval()(batch)["niche"], ours["niche"])
     assert len(model_digest(folder)) == 64
     with pytest.raises(ModelError, match="another weight file of 'owned'"):
         load_encoder(folder, files={"image_weights": str(other)})
-    file.rename(tmp_path / "moved.bin")
     with pytest.raises(ModelError, match="get them yourself from its owner"):
         load_encoder(folder)
     (tmp_path / "store").mkdir()
-    (tmp_path / "moved.bin").rename(tmp_path / "store" / "owned.bin")
+    file.rename(tmp_path / "store" / "owned.bin")
     monkeypatch.setenv("HISTOLAKE_ENCODERS__FOLDER", str(tmp_path / "store"))
     torch.testing.assert_close(load_encoder(folder)[0].eval()(batch)["niche"], ours["niche"])

@@ -224,7 +224,7 @@ class Steps:
             raise ModelError(
                 f"The loss is not a number at step {step} (learning rate {lr:.2g}); lower lr or raise warmup_steps."
             )
-        return {"loss": float(joined), "scale": float(scale), "grad_norm": float(norm), "lr": lr}
+        return {"loss": float(joined), "scale": float(scale.detach()), "grad_norm": float(norm), "lr": lr}
 
 
 def report(row: dict[str, float], done: int, encoder: Any, optimizer: Any, rank: int) -> None:

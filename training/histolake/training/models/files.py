@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from histolake.platform.errors import ModelError
-from histolake.training.inputs import Sentence
+from histolake.training.inputs import Sentence, inputs_to_card
 from histolake.training.models.base import Model
 from histolake.training.models.bleep import BleepConfig, build_bleep
 from histolake.training.models.clip_fc import ClipFcConfig, build_clip_fc
@@ -79,17 +79,24 @@ def build_encoder(config: Mapping[str, Any]) -> Any:
         raise ModelError(f"A configuration of {name} cannot be used: {error}.") from error
 
 
-def save_model(folder: str | Path, encoder: nn.Module, card: Mapping[str, Any]) -> Path:
-    """Write the card and the weights into `folder`, which is made; gives the folder.
+def save_model(folder: str | Path, encoder: Any, card: Mapping[str, Any]) -> Path:
+    """Write the card and the weights into `folder`, which is made; gives the folder. The encoder's inputs go into the
+    card with it; `ModelError` where the card says otherwise.
 
     `card["tokenizer_card"]` is the tokenizer's own (`Tokenizer.card()`); a tokenizer with a vocabulary needs it."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    column, read = card.get("image_column"), [one.key for one in encoder.inputs]
+    if column is not None and column not in read:
+        raise ModelError(f"The card says that the model reads {column}, but its encoder reads {', '.join(read)}.")
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     full = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, **_withheld(encoder)}
+    full["inputs"] = inputs_to_card(encoder.inputs)
+    if "image_weights" in full.get("config", {}):  # where a file lay on one machine is no part of a model
+        full["config"] = {name: value for name, value in full["config"].items() if name != "image_weights"}
     if "tokenizer_card" in full:
         own = dict(full["tokenizer_card"])
         if vocabulary := own.pop("vocabulary", None):
@@ -144,15 +151,14 @@ def load_model(folder: str | Path, device: str = "cpu", *, files: Mapping[str, s
 def load_encoder(folder: str | Path, *, files: Mapping[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
     """The network in a folder with its weights, and the card.
 
-    Gated weights are not in the folder. Their file is the one of `files`, by the field of the configuration that names
-    it (`{"image_weights": "/weights/uni.bin"}`), else the configuration's own where it is there, else the one in the
-    folder of the settings; it must be the very file of the training run.
+    Gated weights are not in the folder. Their file is the one of `files`, by the field of the configuration that named
+    it (`{"image_weights": "uni.bin"}`), else the one in the folder of the settings; it must be the very file that the
+    model was trained with.
     """
     from safetensors.torch import load_file
 
     card = read_card(folder)
-    config = _config_of(card)
-    encoder = build_encoder(config)
+    encoder = build_encoder(_config_of(card))
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}.")
@@ -161,9 +167,8 @@ def load_encoder(folder: str | Path, *, files: Mapping[str, str] | None = None) 
     except RuntimeError as error:
         raise ModelError(f"The weights in {folder} are of another architecture than its card says: {error}") from error
     for field_name, kept in card.get("withheld", {}).items():
-        own = config.get(field_name, "")
         frozen = encoder.frozen[field_name]
-        frozen.load_weights((files or {}).get(field_name) or (own if own and Path(own).is_file() else ""))
+        frozen.load_weights((files or {}).get(field_name, ""))
         if frozen.digest != kept["sha256"]:
             raise ModelError(
                 f"The model in {folder} was trained with another weight file of {kept['encoder']!r} (SHA-256 "

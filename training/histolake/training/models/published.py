@@ -5,12 +5,13 @@ under names that DistributedDataParallel and `torch.compile` may have prefixed, 
 optimiser, all of which are left where they are (the file is mapped, so an optimiser of twice the weights' size is never
 read). A bare state dict is read too, from `.pt`, `.pth`, `.bin` and `.safetensors`. Nothing in a file is executed.
 
-Which of the known sizes a file holds is told by the names and shapes of its weights alone. What differs between the
-versions of open_clip that wrote such files (2.20 to 3.3) and is put right here: a logit scale of shape (1,), and
-attention masks that some of them kept among the weights. What differs and needs nothing: 2.x hid padding from the class
-token's row alone and 3.x from every row, which gives the class token the same vector; captions are shifted against
-their labels in the model or in the loss. What is refused: another size, another vocabulary, another number of tokens
-(76 and the class token make 77 positions; a model of 77 tokens has 78), and a CLIP, which has no caption decoder.
+Which of the known sizes a file holds is told by the names and shapes of its weights alone. What may
+differ in such a file and is put right here: a logit scale of shape (1,), and attention masks among the weights. What
+differs between the versions of open_clip that wrote them and needs nothing: 2.x (the authors pin 2.26.1) hides padding
+from the class token alone and 3.3 from every token, which gives the class token the same vector; captions are shifted
+against their labels in the model or in the loss. What is refused: another size, another vocabulary, another
+number of tokens (76 and the class token make 77 positions; a model of 77 tokens has 78), and a CLIP, which has no
+caption decoder.
 """
 
 from __future__ import annotations

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from histolake.training.tokenizers.base import Tokenizer, check_match
     from histolake.training.tokenizers.bpe import BpeTokenizer
-    from histolake.training.tokenizers.door import TOKENIZERS, make_tokenizer, tokenizer_from_card
+    from histolake.training.tokenizers.door import make_tokenizer, tokenizer_from_card
     from histolake.training.tokenizers.genes import GeneTokenizer, lake_symbols
 
 __all__ = [
-    "TOKENIZERS",
     "BpeTokenizer",
     "GeneTokenizer",
     "Tokenizer",
@@ -31,7 +30,6 @@ __all__ = [
 ]
 
 _HOME = {
-    "TOKENIZERS": "door",
     "BpeTokenizer": "bpe",
     "GeneTokenizer": "genes",
     "Tokenizer": "base",
