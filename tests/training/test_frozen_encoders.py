@@ -69,6 +69,9 @@ def test_any_model_of_timm_and_open_clip_goes_by_its_name() -> None:
             tower = ImageTower(name)
             tower.load_weights("random")
             assert tower.eval()(torch.empty(1, px, px, 3, dtype=torch.uint8)).shape == (1, width)
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert facts_of("open_clip:ViT-B-16-SigLIP").normalisation == half  # not CLIP's
+    assert facts_of("open_clip:ViT-B-32").normalisation == facts_of("clip").normalisation
     for wrong, words in (
         ("uni3", "did you mean 'uni'"),
         ("timm:resnet5O", "did you mean 'resnet50'"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from histolake.platform.errors import ModelError
 from histolake.training.inputs import Picture, Profile, Vector, inputs_from_card
@@ -18,6 +19,7 @@ from histolake.training.models.frozen import ENCODERS, facts_of
 from histolake.training.models.st_align import ABLATIONS, StAlign, StAlignConfig
 from histolake.training.models.st_align.fusion import AttentionFusion
 from histolake.training.models.st_align.niche_genes import GeneProjection, NicheGeneEncoder, ProfilePatches
+from histolake.training.models.st_align.shared_batchnorm import SharedBatchNorm2d, share_batchnorm
 from histolake.training.models.st_align.spot_image import SpotImageEncoder
 
 GENES = 10
@@ -201,23 +203,58 @@ def test_the_stem_leaves_small_pictures_their_size() -> None:
         SpotImageEncoder(depth=34)
 
 
-def test_batch_statistics_are_shared_on_gpus_where_the_switch_is_on() -> None:
+@pytest.mark.parametrize(("device", "kind"), [("cuda:1", torch.nn.SyncBatchNorm), ("cpu", SharedBatchNorm2d)])
+def test_batch_statistics_are_shared_where_the_switch_is_on(device: str, kind: type[torch.nn.Module]) -> None:
     def shared(model: StAlign) -> int:
-        return sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+        return sum(isinstance(module, kind) for module in model.modules())
 
     model, off = tiny(), tiny(sync_batchnorm=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.synchronise_batchnorm("cpu")
-    off.synchronise_batchnorm("cuda:1")
-    assert shared(model) == shared(off) == 0
     plain = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.bodies["spot_image"].modules())
-    model.synchronise_batchnorm("cuda:1")
+    off.synchronise_batchnorm(device)
+    assert shared(off) == shared(model) == 0
+    model.synchronise_batchnorm(device)
     assert shared(model) == plain > 0  # those of the trained network alone, not the frozen encoder's
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == {
         name: tuple(value.shape) for name, value in before.items()
     }
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+def spot_step(rows: slice, rank_share: float) -> dict[str, torch.Tensor]:
+    """Gradients, running statistics and outputs of one training step of a spot encoder in float64."""
+    torch.manual_seed(0)
+    encoder = SpotImageEncoder(px=8, depth=10, base_width=4).double().train()
+    for module in encoder.modules():  # a branch whose last factor starts at zero would hide what comes before it
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    share_batchnorm(encoder)
+    image_BHWC = torch.randint(0, 256, (6, 8, 8, 3), dtype=torch.uint8)
+    out = encoder(image_BHWC[rows])
+    wanted = torch.randn(6, out.shape[1], dtype=torch.float64)
+    ((out - wanted[rows]).square().sum() / rank_share).backward()
+    found = {f"grad.{name}": p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return found | dict(encoder.named_buffers()) | {"out": out.detach()}
+
+
+def shared_worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    rows = slice(0, 4) if rank == 0 else slice(4, 6)  # unequal shares
+    torch.save(spot_step(rows, 6 / 2), f"{folder}/rank{rank}.pt")  # of the mean over processes, half is each one's
+    dist.destroy_process_group()
+
+
+def test_shared_statistics_on_two_processes_are_those_of_the_joined_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(shared_worker, args=(str(tmp_path),), nprocs=2)
+    joined = spot_step(slice(0, 6), 6)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    torch.testing.assert_close(torch.cat([first["out"], second["out"]]), joined["out"], rtol=1e-10, atol=1e-11)
+    for name, value in joined.items():
+        if name.startswith("grad."):
+            torch.testing.assert_close((first[name] + second[name]) / 2, value, rtol=1e-9, atol=1e-11)
+        elif name != "out":
+            torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(ABLATIONS))

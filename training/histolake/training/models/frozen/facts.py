@@ -272,13 +272,19 @@ def _open_clip_facts(name: str, architecture: str) -> EncoderFacts:
         near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1)
         raise ModelError(f"open_clip has no model {architecture!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
     px = config["vision_cfg"].get("image_size", 224)
+    published = [
+        open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(architecture)
+    ]
+    seen = {(tuple(one.get("mean") or CLIP[0]), tuple(one.get("std") or CLIP[1])) for one in published} or {CLIP}
     return EncoderFacts(
         name=name,
         library="open_clip",
         architecture=architecture,
         px=int(px if isinstance(px, int) else px[0]),
-        normalisation=CLIP,
+        normalisation=sorted(seen)[0],
         width=int(config["embed_dim"]),
         licence="not stated",
         source=f"a checkpoint of open_clip's {architecture}",
+        checked=len(seen) == 1,  # its published checkpoints agree on what they want to see
     )

@@ -30,6 +30,7 @@ from histolake.training.models.frozen.encoder import FrozenImageEncoder
 from histolake.training.models.frozen.facts import facts_of
 from histolake.training.models.st_align.fusion import AttentionFusion
 from histolake.training.models.st_align.niche_genes import GeneProjection, NicheGeneEncoder
+from histolake.training.models.st_align.shared_batchnorm import share_batchnorm
 from histolake.training.models.st_align.spot_image import SpotImageEncoder
 
 __all__ = ["StAlign", "StAlignConfig", "build_st_align"]
@@ -48,7 +49,7 @@ class StAlignConfig:
     spot_px: int = 28  # pixels, width of a spot's picture
     spot_depth: int = 50  # layers of the ResNet: 10, 18 or 50
     spot_width: int = 64  # channels of its first stage
-    sync_batchnorm: bool = True  # batch statistics over all workers, where they are on GPUs
+    sync_batchnorm: bool = True  # batch statistics over all workers
     niche_px: int = 224  # pixels, width of a niche's picture
     image_encoder: str = "uni"  # the frozen one, by name
     image_weights: str = ""  # its file; empty: what its package ships, or the folder of the settings
@@ -194,9 +195,13 @@ class StAlign(nn.Module):
             encoder.load_weights((files or {}).get(field_name) or getattr(self.config, field_name))
 
     def synchronise_batchnorm(self, device: str) -> None:
-        """Batch statistics over all workers from now on, as the paper trains. torch can do so on GPUs only; names and
-        shapes of the state stay. Call it before the model is wrapped for distribution."""
-        if self.config.sync_batchnorm and torch.device(device).type != "cpu" and "spot_image" in self.bodies:
+        """Batch statistics over all workers from now on, as the paper trains: by torch on GPUs, by our own sums on
+        CPUs. Names and shapes of the state stay. Call it before the model is wrapped for distribution."""
+        if not self.config.sync_batchnorm or "spot_image" not in self.bodies:
+            return
+        if torch.device(device).type == "cpu":
+            share_batchnorm(self.bodies["spot_image"])
+        else:
             self.bodies["spot_image"] = nn.SyncBatchNorm.convert_sync_batchnorm(self.bodies["spot_image"])
 
     # What it does.
