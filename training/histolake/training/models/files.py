@@ -19,11 +19,25 @@ from torch import nn
 from histolake.platform.errors import ModelError
 from histolake.training.inputs import Sentence, inputs_to_card
 from histolake.training.models.base import Model
+from histolake.training.models.bleep import BleepConfig, build_bleep
+from histolake.training.models.clip_fc import ClipFcConfig, build_clip_fc
 from histolake.training.models.clip_lite import ClipLiteConfig, build_clip_lite
 from histolake.training.models.coca import CocaConfig, build_coca
+from histolake.training.models.frozen.weights import RANDOM
+from histolake.training.models.no_sentences import NoSentences
+from histolake.training.models.st_align.model import StAlignConfig, build_st_align
 from histolake.training.tokenizers import Tokenizer, check_match, make_tokenizer, tokenizer_from_card
 
-__all__ = ["ARCHITECTURES", "FORMAT", "FORMAT_VERSION", "build_encoder", "load_model", "model_digest", "save_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "build_encoder",
+    "load_encoder",
+    "load_model",
+    "model_digest",
+    "save_model",
+]
 
 FORMAT = "histolake-model"
 FORMAT_VERSION = 1
@@ -31,9 +45,21 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 VOCABULARY_FILE = "vocabulary.txt"  # one symbol a line; the card has its digest
 
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"coca": build_coca, "clip-lite": build_clip_lite}
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "coca": build_coca,
+    "clip-lite": build_clip_lite,
+    "st-align": build_st_align,
+    "clip-fc": build_clip_fc,
+    "bleep": build_bleep,
+}
 
-_CONFIGS: dict[str, type[Any]] = {"coca": CocaConfig, "clip-lite": ClipLiteConfig}
+_CONFIGS: dict[str, type[Any]] = {
+    "coca": CocaConfig,
+    "clip-lite": ClipLiteConfig,
+    "st-align": StAlignConfig,
+    "clip-fc": ClipFcConfig,
+    "bleep": BleepConfig,
+}
 
 
 def config_defaults(architecture: str) -> dict[str, Any]:
@@ -67,8 +93,10 @@ def save_model(folder: str | Path, encoder: Any, card: Mapping[str, Any]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    full = {"format": FORMAT, "format_version": FORMAT_VERSION, **card}
+    full = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, **_withheld(encoder)}
     full["inputs"] = inputs_to_card(encoder.inputs)
+    if "image_weights" in full.get("config", {}):  # where a file lay on one machine is no part of a model
+        full["config"] = {name: value for name, value in full["config"].items() if name != "image_weights"}
     if "tokenizer_card" in full:
         own = dict(full["tokenizer_card"])
         if vocabulary := own.pop("vocabulary", None):
@@ -101,19 +129,36 @@ def model_digest(folder: str | Path) -> str:
     deciding = {name: card.get(name) for name in ("config", "tokenizer", "context", "image_column", "image_px")}
     if digest := card.get("tokenizer_card", {}).get("vocabulary_digest"):
         deciding["vocabulary_digest"] = digest
+    if "withheld" in card:
+        deciding["withheld"] = card["withheld"]
     with weights.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256")
     found.update(json.dumps(deciding, sort_keys=True).encode())
     return found.hexdigest()
 
 
-def load_model(folder: str | Path, device: str = "cpu") -> Model:
-    """The model in a folder, ready to embed. Raises `ModelError` where card and weights don't fit each other."""
+def load_model(folder: str | Path, device: str = "cpu", *, files: Mapping[str, str] | None = None) -> Model:
+    """The model in a folder, ready to embed; `files` as in `load_encoder`. Raises `ModelError` where card and weights
+    don't fit each other."""
+    encoder, card = load_encoder(folder, files=files)
+    if not any(isinstance(one, Sentence) for one in encoder.inputs):
+        return Model(encoder=encoder, tokenizer=NoSentences(), card=card, device=device)
+    tokenizer = _tokenizer_of(Path(folder), card)
+    check_tokenizer(tokenizer, encoder, _config_of(card), f"The model in {folder}")
+    return Model(encoder=encoder, tokenizer=tokenizer, card=card, device=device)
+
+
+def load_encoder(folder: str | Path, *, files: Mapping[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The network in a folder with its weights, and the card.
+
+    Gated weights are not in the folder. Their file is the one of `files`, by the field of the configuration that named
+    it (`{"image_weights": "uni.bin"}`), else the one in the folder of the settings; it must be the very file that the
+    model was trained with.
+    """
     from safetensors.torch import load_file
 
     card = read_card(folder)
-    config = _config_of(card)
-    encoder = build_encoder(config)
+    encoder = build_encoder(_config_of(card))
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}.")
@@ -121,9 +166,29 @@ def load_model(folder: str | Path, device: str = "cpu") -> Model:
         encoder.load_state_dict(load_file(weights))
     except RuntimeError as error:
         raise ModelError(f"The weights in {folder} are of another architecture than its card says: {error}") from error
-    tokenizer = _tokenizer_of(Path(folder), card)
-    check_tokenizer(tokenizer, encoder, config, f"The model in {folder}")
-    return Model(encoder=encoder, tokenizer=tokenizer, card=card, device=device)
+    for field_name, kept in card.get("withheld", {}).items():
+        frozen = encoder.frozen[field_name]
+        frozen.load_weights((files or {}).get(field_name, ""))
+        if frozen.digest != kept["sha256"]:
+            raise ModelError(
+                f"The model in {folder} was trained with another weight file of {kept['encoder']!r} (SHA-256 "
+                f"{kept['sha256'][:12]}...) than the one that was found ({frozen.digest[:12]}...); name that file."
+            )
+    return encoder, card
+
+
+def _withheld(encoder: nn.Module) -> dict[str, Any]:
+    """What the card says of gated weights, which stay out of the folder."""
+    kept: dict[str, dict[str, str]] = {}
+    for field_name, frozen in getattr(encoder, "frozen", {}).items():
+        if frozen.withheld:
+            if frozen.digest in ("", RANDOM):
+                raise ModelError(
+                    f"A model whose image encoder {frozen.name!r} has {frozen.digest or 'no'} weights cannot be saved: "
+                    "they are left out of the folder, and there is no file to load them from again."
+                )
+            kept[field_name] = {"encoder": frozen.name, "sha256": frozen.digest}
+    return {"withheld": kept} if kept else {}
 
 
 def check_tokenizer(
