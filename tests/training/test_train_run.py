@@ -26,7 +26,8 @@ from histolake.training.progress import Watcher, make_board
 from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
 from histolake.training.registry import lineage, list_models, promote, resolve_model
-from histolake.training.run import choose_sides, train
+from histolake.training.run import train
+from histolake.training.sides import choose_sides
 
 SPLIT = Split.named(train=["gen/A", "gen/B"], validation=["gen/C"], test=["gen/D"])
 
@@ -142,6 +143,7 @@ def test_a_resumed_run_and_the_undisturbed_one_have_the_same_losses(
             lake_uri=snapshot.lake.uri,
             lake_version=snapshot.version,
             slide_ids=("gen/A", "gen/B"),
+            steps=recipe.steps,
             workers=2,
             run_name="run",
             storage=str(workplace / folder),
