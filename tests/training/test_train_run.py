@@ -69,6 +69,7 @@ def test_a_recipe_becomes_a_registered_model_that_knows_its_slides(
 
     check_folder(resolved.path, snapshot)
     check_run(tracking, trained.run_id)
+    check_evidence(tracking, trained.run_id, resolved.path, snapshot)
     check_generic_model(resolved.uri, resolved.path, snapshot)
 
     runner = CliRunner()
@@ -121,6 +122,37 @@ def check_run(tracking: TrackingSettings, run_id: str) -> None:
     assert json.loads(run.data.tags["histolake.split"]) == SPLIT.to_dict()
     assert run.data.tags["histolake.where"] == run.data.params["where"] == "slide_id <> 'gen/X'"
     assert run.data.metrics["genes_surviving_tokenizer"] == pytest.approx(8.0)
+
+
+def check_evidence(tracking: TrackingSettings, run_id: str, folder: Path, snapshot: Snapshot) -> None:
+    """What was read is an MLflow dataset a side, and the card for people says it in words."""
+    client = connect(tracking)
+    read = {}
+    for each in client.get_run(run_id).inputs.dataset_inputs:
+        source = json.loads(each.dataset.source)
+        assert source["lake"] == snapshot.lake.uri and source["version"] == snapshot.version
+        assert source["where"] == "slide_id <> 'gen/X'" and source["split"] == SPLIT.to_dict()
+        read[each.tags[0].value] = json.loads(each.dataset.profile)
+    assert read == {
+        "training": {"pairs": 48, "slides": 2},
+        "validation": {"pairs": 24, "slides": 1},
+        "testing": {"pairs": 24, "slides": 1},
+    }
+    text = (folder / "MODEL_CARD.md").read_text()
+    assert client.get_model_version("omiclip", "1").description == text
+    for words in (
+        "# omiclip: coca-micro",
+        "Research use only",
+        "simulated",
+        "`slide_id <> 'gen/X'` is true",
+        "| train | 2 | 1 | 1 | 48 |",
+        "It saw 1 known patients",
+        "the catalogue states no licence",
+        "recall at 10pct",
+        f"Run {run_id}",
+        "histolake 0.1.0",
+    ):
+        assert words in text, words
 
 
 def check_generic_model(uri: str, folder: Path, snapshot: Snapshot) -> None:

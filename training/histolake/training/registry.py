@@ -47,9 +47,17 @@ class ResolvedModel:
 
 
 def register(
-    client: MlflowClient, folder: Path, *, run_id: str, name: str, tags: Mapping[str, str], aliases: tuple[str, ...]
+    client: MlflowClient,
+    folder: Path,
+    description: str,
+    *,
+    run_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    aliases: tuple[str, ...],
 ) -> str:
-    """Log a model folder to a run as an MLflow model with a signature, register it, set aliases; gives the version."""
+    """Log a model folder to a run as an MLflow model with a signature and an example, register it with a description,
+    set aliases; gives the version."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -60,24 +68,40 @@ def register(
         outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
     )
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # An example would be run through the model; the signature says all that it could.
-        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        warnings.filterwarnings("ignore", message=".*type hint.*")
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"model": str(folder)},
             signature=signature,
-            input_example=None,
+            input_example=_example(),
             pip_requirements=["histolake"],
         )
     if not _registered(client, name):
         client.create_registered_model(name)
     version = client.create_model_version(
-        name=name, source=logged.model_uri, run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        name=name,
+        source=logged.model_uri,
+        run_id=run_id,
+        tags=dict(tags),
+        model_id=logged.model_id,
+        description=description,
     ).version
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return str(version)
+
+
+def _example() -> Any:
+    """A picture as MLflow's generic face takes it; every model reads one."""
+    import base64
+
+    import numpy as np
+    import pandas as pd
+    import simplejpeg
+
+    grey = np.full((32, 32, 3), 200, dtype=np.uint8)
+    return pd.DataFrame({"image": [base64.b64encode(simplejpeg.encode_jpeg(grey)).decode()]})
 
 
 def promote(settings: TrackingSettings, name: str, version: str | int, alias: str = CHAMPION) -> None:

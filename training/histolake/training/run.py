@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import ModelError
-from histolake.platform.splits import Selection, Split, mark_of
+from histolake.platform.splits import BLOCKS, SIDES, Selection, Split, mark_of
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
+from histolake.training.evidence import PACKAGES_FILE, log_dataset, package_versions
 from histolake.training.loop import BEST_BY, TrainPlan, fit, read_state
 from histolake.training.planning import make_plan
 from histolake.training.progress import Watcher, make_board
@@ -155,8 +156,9 @@ class _Job:
             self._log_request(run_id, plan, surviving)
             rows, state = self._fit(plan, cluster, run_id)
             folder, figures = self._finish(scratch / "model", state, plan, surviving, run_id)
+            text = self._describe(folder, plan, figures, name, time.perf_counter() - began)
             version = registry.register(
-                self.client, folder, run_id=run_id, name=name, tags=tags, aliases=(self.recipe.name, *aliases)
+                self.client, folder, text, run_id=run_id, name=name, tags=tags, aliases=(self.recipe.name, *aliases)
             )
         except BaseException:
             self.client.set_terminated(run_id, "FAILED")
@@ -166,6 +168,34 @@ class _Job:
             self.client.log_metric(run_id, key, getattr(trained, key))
         self.client.set_terminated(run_id)
         return trained
+
+    def _describe(self, folder: Path, plan: TrainPlan, figures: Any, name: str, seconds: float) -> str:
+        """Write the card for people into the model's folder; gives its text."""
+        from histolake.training.model_card import CARD_TEXT_FILE, Evidence, model_card
+        from histolake.training.models.files import read_card
+
+        rows = {row["slide_id"]: row for row in self.snapshot.slides().to_pylist()}
+        found = asdict(figures) if figures is not None else {}
+        pairs = {side: Selection.of(self.snapshot, self.split, self.sides, side).n_pairs for side in SIDES}
+        pairs[BLOCKS] = sum(pairs.values())  # of slides that are cut, all sides together
+        text = model_card(
+            Evidence(
+                name=name,
+                summary=self.recipe.summary,
+                card=read_card(folder),
+                slides=[rows[slide_id] | {"side": side} for slide_id, side in self.sides.items()],
+                pairs=pairs,
+                steps=plan.steps,
+                global_batch=self.recipe.global_batch,
+                workers=plan.workers,
+                seconds=seconds,
+                figures={key: value for key, value in found.items() if value == value},
+                mark=self._mark(),
+                versions=package_versions(),
+            )
+        )
+        (folder / CARD_TEXT_FILE).write_text(text, encoding="utf-8")
+        return text
 
     def _tags(self) -> dict[str, str]:
         slides = self.snapshot.slides().select(["slide_id", "simulated"]).to_pylist()
@@ -216,6 +246,11 @@ class _Job:
         known = {row["slide_id"]: row for row in self.snapshot.slides().select(wanted).to_pylist()}
         slides = [known[slide_id] | {"side": side} for slide_id, side in self.sides.items()]
         registry.write_json(self.client, run_id, LINEAGE_FILE, slides)
+        registry.write_json(self.client, run_id, PACKAGES_FILE, package_versions())
+        for side in SIDES:
+            read = Selection.of(self.snapshot, self.split, self.sides, side)
+            if read.slide_ids:
+                log_dataset(self.client, run_id, read, side, split=self.split, where=self.where)
 
     def _fit(self, plan: TrainPlan, cluster: ClusterSettings, run_id: str) -> tuple[list[dict[str, Any]], Any]:
         """Train; gives every step's row and the state of the checkpoint that is to be published."""
