@@ -24,6 +24,7 @@ from histolake.training.models.frozen.checkpoints import load_checkpoint
 from histolake.training.models.frozen.facts import facts_of
 from histolake.training.models.frozen.towers import build_net
 from histolake.training.models.frozen.weights import RANDOM, file_digest, find_weights
+from histolake.training.models.pointwise import with_strided_pointwise
 
 __all__ = ["FrozenImageEncoder", "ImageTower", "resize"]
 
@@ -50,7 +51,7 @@ class ImageTower(nn.Module):
         self.digest = ""  # SHA-256 of the weight file
         self.loaded = False
         self.refilled = False  # the last state dict was without this tower, which kept what it had
-        self.net = build_net(self.facts, px)
+        self.net = with_strided_pointwise(build_net(self.facts, px))
         mean, std = self.facts.normalisation
         self.register_buffer("mean_C", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std_C", 255 * torch.tensor(std), persistent=False)

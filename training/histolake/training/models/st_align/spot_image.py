@@ -16,6 +16,7 @@ from torch import nn
 from histolake.platform.errors import ModelError
 from histolake.training.models.frozen.encoder import resize
 from histolake.training.models.frozen.facts import IMAGENET
+from histolake.training.models.pointwise import with_strided_pointwise
 from histolake.training.torchvision_shim import import_torchvision
 
 __all__ = ["DEPTHS", "SpotImageEncoder"]
@@ -48,7 +49,7 @@ class SpotImageEncoder(nn.Module):
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-        self.net = net
+        self.net: Any = with_strided_pointwise(net)
         self.px = px
         self.width = int(net.num_features)
         mean, std = IMAGENET
