@@ -1,0 +1,160 @@
+"""The batches of a `PairReader`, decoded by a Ray Data pipeline on other CPUs than those of the training worker.
+
+A step's batch is a function of (seed, epoch, step, rank), so any process can make it. Consecutive steps of a window go
+together as a run: an actor asks the lake for the rows of its run at once, so none is read twice, and gives the run's
+batches one by one, each a block of its own. Ray Data keeps the order of runs and of the batches in them, so the training
+worker sees what a reader of its own would give it, to the bit; a step can be started at, and an actor that dies is
+started again and makes its run once more (Ray leaves out what had arrived).
+
+Choices, and what they answer:
+
+- Pixels are thirty times the bytes of a JPEG, and blocks that grow in a map overrun the object store (ray#34041). So the
+  pipeline's input is numbers alone, a block holds one batch, and `resource_limits` caps what waits, for each worker:
+  without it each pipeline takes the whole store for its own.
+- Order is kept by giving out the blocks of the earliest run first. Actors that are ahead keep theirs in the store: what
+  waits is up to `run_steps` batches an actor. Long runs ask the lake less often, short ones hold less.
+- One run an actor at a time. Ray starts tasks of an actor in any order; a later run before an earlier one would only
+  fill the store.
+- Not for a machine that has the CPUs: a reader there copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from histolake.platform.errors import HistolakeError, ModelError, UsageError
+from histolake.training.reading.batch import Batch
+from histolake.training.reading.order import Order
+from histolake.training.reading.packing import pack, unpack
+from histolake.training.reading.reader import PairReader, ReadOptions
+
+__all__ = ["FeedOptions", "RayFeed", "runs_of"]
+
+MOST_RUNS = 2000  # of one pipeline; each is an object in Ray's store before it begins
+ROOM = 2  # runs an actor for which there is room in the store: the one being made, and the one being used
+
+MakeReader = Callable[[ReadOptions], PairReader]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedOptions:
+    """Who decodes for one training worker."""
+
+    workers: int = 2  # actors
+    cpus: float = 1.0  # CPU slots of Ray each takes; `ReadOptions.decoders` threads run in it
+    run_steps: int = 8  # steps that an actor makes in one go, at most
+    # What a machine must offer to be used, such as {"decode": 1.0}: keeps actors off machines with GPUs. Slots an actor.
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+class RayFeed:
+    """The batches of a reader, made elsewhere. Make one in each training worker, where Ray is running."""
+
+    notice: str | None = None  # resumes exactly
+
+    def __init__(self, make: MakeReader, options: ReadOptions, feed: FeedOptions | None = None) -> None:
+        """`make` makes this rank's reader, here and in each actor; it is sent there, so it must be possible to pickle.
+
+        Raises `UsageError` where no machine that Ray knows could hold an actor: batches would be waited for in vain.
+        """
+        self._make, self._options = make, options
+        self._feed = feed or FeedOptions()
+        self._require_room()
+        self._reader = make(options)  # which pairs come when is known from the catalogue; this one decodes nothing
+        self._frame = self._reader.frame
+        self._bytes = max(1, sum(tensor.nbytes for tensor in replace(self._frame, pinned=False).empty().values()))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self._reader.steps_per_epoch
+
+    @property
+    def slide_ids(self) -> list[str]:
+        """The slides that batches number."""
+        return self._reader.slide_ids
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps [start, stop), in order. The pipeline ends with the iterator."""
+        runs = runs_of(self._reader.order, start, stop, most=self._feed.run_steps)
+        while some := [run for run, _ in zip(runs, range(MOST_RUNS), strict=False)]:
+            for row in self._rows(some):
+                yield unpack(row, self._frame)
+
+    def _rows(self, runs: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
+        """Packed batches of some runs."""
+        rows = iter(self._pipeline(runs).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        try:
+            yield from rows
+        except HistolakeError:
+            raise  # of a reader in an actor, as it raised it
+        except Exception as error:
+            told = str(error).strip().splitlines()
+            raise ModelError(f"The machines that decode failed: {told[-1] if told else error!r}") from error
+        finally:
+            if hasattr(rows, "close"):
+                rows.close()
+
+    def _pipeline(self, runs: Sequence[tuple[int, int]]) -> Any:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+
+        feed = self._feed
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.raise_original_map_exception = True
+        context.target_max_block_size = max(1, self._bytes // 2)  # a block is given out as soon as it holds a batch
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=ROOM * feed.workers * feed.run_steps * self._bytes
+        )
+        with DataContext.current(context):
+            return ray.data.from_blocks([pa.table({"start": [first], "stop": [last]}) for first, last in runs]).map_batches(
+                _Decoder,
+                fn_constructor_args=(self._make, replace(self._options, pinned=False)),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=feed.workers, max_tasks_in_flight_per_actor=1),
+                num_cpus=feed.cpus,
+                resources=dict(feed.resources) or None,
+            )
+
+    def _require_room(self) -> None:
+        import ray
+
+        feed = self._feed
+        for name, wanted in {"CPU": feed.cpus, **feed.resources}.items():
+            most = max((node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+            if most < wanted:
+                raise UsageError(
+                    f"An actor that decodes takes {wanted:g} {name}, and no machine of Ray's has more than {most:g}; "
+                    "ask for less, or start machines that offer it first."
+                )
+
+
+class _Decoder:
+    """An actor of the pipeline: runs of steps in, packed batches out."""
+
+    def __init__(self, make: MakeReader, options: ReadOptions) -> None:
+        self._reader = make(options)
+
+    def __call__(self, runs: pa.Table) -> Iterator[pa.Table]:
+        for run in runs.to_pylist():
+            for batch in self._reader.batches(run["start"], run["stop"]):
+                yield pack(batch)
+
+
+def runs_of(order: Order, start: int, stop: int, *, most: int) -> Iterator[tuple[int, int]]:
+    """The steps [start, stop) as runs [first, last) of at most `most` steps that begin in one window of one epoch."""
+    steps = order.steps_per_epoch
+    while start < stop:
+        epoch, batch = divmod(start, steps)
+        window_end = order.window_end(epoch, batch * order.global_batch)
+        begun = -(-window_end // order.global_batch)  # batches of the epoch that begin before the window ends
+        last = min(stop, start + most, epoch * steps + min(begun, steps))
+        yield start, last
+        start = last
