@@ -1,4 +1,4 @@
-"""Pairs of a pinned lake version, batch by batch, in an order that is known beforehand; or of the shards of an export."""
+"""Pairs as batches: of a pinned lake version, in an order that is known beforehand, or of the shards of an export."""
 
 from __future__ import annotations
 

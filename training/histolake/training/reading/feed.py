@@ -1,8 +1,8 @@
 """Where a training loop gets its batches, whoever reads and decodes them.
 
-    PairReader     from the lake, in this process; any step can be started at
-    RayFeed        the same batches to the bit, decoded by Ray Data on the CPUs of other machines
-    ShardReader    from the WebDataset shards of an export, without a lake; an epoch can be started at, a step cannot
+PairReader     from the lake, in this process; any step can be started at
+RayFeed        the same batches to the bit, decoded by Ray Data on the CPUs of other machines
+ShardReader    from the WebDataset shards of an export, without a lake; an epoch can be started at, a step cannot
 """
 
 from __future__ import annotations

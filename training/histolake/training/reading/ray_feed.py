@@ -1,16 +1,17 @@
 """The batches of a `PairReader`, decoded by a Ray Data pipeline on other CPUs than those of the training worker.
 
 A step's batch is a function of (seed, epoch, step, rank), so any process can make it. Consecutive steps of a window go
-together as a run: an actor asks the lake for the rows of its run at once, so none is read twice, and gives the run's
-batches one by one, each a block of its own. Ray Data keeps the order of runs and of the batches in them, so the training
-worker sees what a reader of its own would give it, to the bit; a step can be started at, and an actor that dies is
-started again and makes its run once more (Ray leaves out what had arrived).
+together as a run: an actor asks the lake for the rows of its run at once, so none is read twice (spots of niche
+profiles are, by each run that needs them), and gives the run's batches one by one, each a block of its own. Ray Data
+keeps the order of runs and of the batches in them, so the training worker sees what a reader of its own would give it,
+to the bit; a step can be started at, and an actor that dies is started again and makes its run once more (Ray leaves
+out what had arrived).
 
 Choices, and what they answer:
 
-- Pixels are thirty times the bytes of a JPEG, and blocks that grow in a map overrun the object store (ray#34041). So the
-  pipeline's input is numbers alone, a block holds one batch, and `resource_limits` caps what waits, for each worker:
-  without it each pipeline takes the whole store for its own.
+- Pixels are many times the bytes of a JPEG, and blocks that grow in a map overrun the object store (ray#34041). So the
+  pipeline's input is numbers alone, a block holds one batch, and `resource_limits` caps what waits, for each training
+  worker: without it each of their pipelines takes the store for its own.
 - Order is kept by giving out the blocks of the earliest run first. Actors that are ahead keep theirs in the store: what
   waits is up to `run_steps` batches an actor. Long runs ask the lake less often, short ones hold less.
 - One run an actor at a time. Ray starts tasks of an actor in any order; a later run before an earlier one would only
@@ -47,7 +48,7 @@ class FeedOptions:
     workers: int = 2  # actors
     cpus: float = 1.0  # CPU slots of Ray each takes; `ReadOptions.decoders` threads run in it
     run_steps: int = 8  # steps that an actor makes in one go, at most
-    # What a machine must offer to be used, such as {"decode": 1.0}: keeps actors off machines with GPUs. Slots an actor.
+    # Slots of what a machine must offer, an actor, such as {"decode": 1.0}: keeps actors off machines with GPUs.
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -57,7 +58,8 @@ class RayFeed:
     notice: str | None = None  # resumes exactly
 
     def __init__(self, make: MakeReader, options: ReadOptions, feed: FeedOptions | None = None) -> None:
-        """`make` makes this rank's reader, here and in each actor; it is sent there, so it must be possible to pickle.
+        """`make` makes this rank's reader of the options, here and in each actor to which it is sent: a
+        `functools.partial` of `PairReader`, or another function that can be pickled.
 
         Raises `UsageError` where no machine that Ray knows could hold an actor: batches would be waited for in vain.
         """
@@ -87,14 +89,17 @@ class RayFeed:
 
     def _rows(self, runs: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
         """Packed batches of some runs."""
+        import ray
+
         rows = iter(self._pipeline(runs).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         try:
             yield from rows
-        except HistolakeError:
-            raise  # of a reader in an actor, as it raised it
-        except Exception as error:
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, HistolakeError):
+                raise cause from error  # of a reader in an actor, as it raised it
             told = str(error).strip().splitlines()
-            raise ModelError(f"The machines that decode failed: {told[-1] if told else error!r}") from error
+            raise ModelError(f"An actor that decodes failed: {told[-1] if told else error!r}") from error
         finally:
             if hasattr(rows, "close"):
                 rows.close()
@@ -113,7 +118,9 @@ class RayFeed:
             object_store_memory=ROOM * feed.workers * feed.run_steps * self._bytes
         )
         with DataContext.current(context):
-            return ray.data.from_blocks([pa.table({"start": [first], "stop": [last]}) for first, last in runs]).map_batches(
+            return ray.data.from_blocks(
+                [pa.table({"start": [first], "stop": [last]}) for first, last in runs]
+            ).map_batches(
                 _Decoder,
                 fn_constructor_args=(self._make, replace(self._options, pinned=False)),
                 batch_size=None,

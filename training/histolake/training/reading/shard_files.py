@@ -1,7 +1,7 @@
 """The files of an export, by name: on disk, in an object store, or on a web server.
 
-An export that is not whole is found out here, before anyone trains on it: the manifest is written last, every shard that
-it lists must be there with its size, and what is read has the SHA-256 that the manifest gives.
+An export that is not whole is found out here, before anyone trains on it: the manifest is written last, every shard
+that it lists must be there with its size, and what is read has the SHA-256 that the manifest gives.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class ShardSet:
         at_url = self.uri.startswith(("http://", "https://"))
         self._files: _Files = _AtUrl(self.uri) if at_url else _InFolder(Location.parse(export))
         self.manifest = self._read_manifest()
-        self.shards = [Shard(each["name"], each["rows"], each["bytes"], each["sha256"]) for each in self.manifest.shards]
+        self.shards = [
+            Shard(each["name"], each["rows"], each["bytes"], each["sha256"]) for each in self.manifest.shards
+        ]
         self._require_whole()
         self._checked: set[str] = set()
 

@@ -1,13 +1,13 @@
 """Batches from the WebDataset shards of an export, for training where there is no lake.
 
 Which shards come when is drawn from (seed, epoch); they are dealt to the ranks, and a rank's to as many streams as it
-has decoders. Each stream reads its shards one after the other through webdataset, with the next on its way, and shuffles
-samples in a bounded buffer. The samples of a rank's streams take turns.
+has decoders. Each stream reads its shards one after the other through webdataset, with the next on its way, and
+shuffles samples in a bounded buffer. The samples of a rank's streams take turns.
 
 What is traded away: the rows of a step are known only when they come by, so there is no exact resume (see
-`ShardReader.notice`), the order depends on the number of ranks and decoders, and a few pairs of each epoch are left out,
-so that every rank has the same number of steps however unequal its shards are. Memory holds two shards a stream, the
-buffers, undecoded, and `ahead` batches of pixels.
+`ShardReader.notice`), the order depends on the number of ranks and decoders, and a few pairs of each epoch are left
+out, so that every rank has the same number of steps however unequal its shards are. Memory holds two shards a stream,
+the buffers, undecoded, and `ahead` batches of pixels.
 
 Axes: B pairs of a batch, S shards.
 """
@@ -139,7 +139,9 @@ class ShardReader:
                 sentence: pa.array([sample["txt"].decode() for sample in samples], pa.large_string()),
             }
         )
-        slides_B = np.array([self._number[json.loads(sample["json"])["slide_id"]] for sample in samples], dtype=np.int64)
+        slides_B = np.array(
+            [self._number[json.loads(sample["json"])["slide_id"]] for sample in samples], dtype=np.int64
+        )
         places_B2 = np.zeros((len(samples), 2), dtype=np.int64)  # nothing asks a lake for these rows
         window = Window(Rows(epoch, positions_B, places_B2, table), slides_B, None, None, None)
         drawn = None
@@ -186,9 +188,7 @@ class ShardReader:
     def _require(self, inputs: Sequence[Input], options: ReadOptions, ranks: int) -> None:
         held = " and ".join(self._columns)
         foreign = [
-            each.key
-            for each in inputs
-            if not isinstance(each, (Picture, Sentence)) or each.column not in self._columns
+            each.key for each in inputs if not isinstance(each, (Picture, Sentence)) or each.column not in self._columns
         ]
         foreign += ["neighbours"] if options.neighbours else []
         if foreign:
