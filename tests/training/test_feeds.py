@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tests.processes import descendants
@@ -21,7 +23,8 @@ from tests.processes import descendants
 from histolake.platform.cluster import ClusterSettings, start_ray
 from histolake.platform.errors import IntegrityError, ModelError, UsageError
 from histolake.platform.export import ExportSpec, export
-from histolake.platform.lake import Snapshot
+from histolake.platform.lake import Lake, Snapshot
+from histolake.platform.schemas import PAIRS
 from histolake.platform.splits import Selection
 from histolake.platform.storage import Location
 from histolake.training.images import decode
@@ -68,17 +71,14 @@ def on_ray() -> Iterator[None]:
 @pytest.fixture(params=["lake", "shards", "ray"])
 def make(request: pytest.FixtureRequest, snapshot: Snapshot) -> Maker:
     """A feed of each kind, for some rank."""
+    pairs = Selection(snapshot, SLIDES)
     if request.param == "shards":
         folder = request.getfixturevalue("shards")
         return lambda rank=0, ranks=1: ShardReader(str(folder), INPUTS, OPTIONS, rank=rank, ranks=ranks, **HOW)
     if request.param == "lake":
-        return lambda rank=0, ranks=1: reader(snapshot, rank=rank, ranks=ranks)(OPTIONS)
+        return lambda rank=0, ranks=1: PairReader(pairs, INPUTS, OPTIONS, rank=rank, ranks=ranks, **HOW)
     request.getfixturevalue("on_ray")
-    return lambda rank=0, ranks=1: RayFeed(reader(snapshot, rank=rank, ranks=ranks), OPTIONS, SMALL_RUNS)
-
-
-def reader(snapshot: Snapshot, **changes: Any) -> Callable[[ReadOptions], PairReader]:
-    return functools.partial(PairReader, Selection(snapshot, SLIDES), INPUTS, **(HOW | changes))
+    return lambda rank=0, ranks=1: RayFeed(pairs, INPUTS, OPTIONS, SMALL_RUNS, rank=rank, ranks=ranks, **HOW)
 
 
 def equal(some: Batch, other: Batch) -> None:
@@ -159,45 +159,44 @@ def wait_until(true: Callable[[], bool], seconds: float) -> bool:
 def test_batches_made_elsewhere_are_those_of_a_reader_here_to_the_bit_also_when_an_actor_dies(
     snapshot: Snapshot,
 ) -> None:
-    how = {"neighbours": True, "inputs": (*INPUTS, Sentence(column="niche_sentence", tokenizer="bpe", context=20))}
+    inputs = (*INPUTS, Sentence(column="niche_sentence", tokenizer="bpe", context=20))
     options = ReadOptions(seed=3, global_batch=8, chunk_rows=5, window_rows=30, neighbours=True)
-    tokenizers = {"sentence": TOKENIZER, "niche_sentence": TOKENIZER}
-    made = functools.partial(
-        PairReader, Selection(snapshot, SLIDES), how["inputs"], tokenizers=tokenizers, augmentation=HOW["augmentation"]
-    )
-    batches = RayFeed(made, options, SMALL_RUNS).batches(5, 41)
+    how = HOW | {"tokenizers": {"sentence": TOKENIZER, "niche_sentence": TOKENIZER}}
+    pairs = Selection(snapshot, SLIDES)
+    batches = RayFeed(pairs, inputs, options, SMALL_RUNS, **how).batches(5, 41)
     elsewhere = [next(batches)]
     victims = decoding()
     assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
     elsewhere += list(batches)
-    here = list(made(options).batches(5, 41))
+    here = list(PairReader(pairs, inputs, options, **how).batches(5, 41))
     assert [batch.step for batch in elsewhere] == list(range(5, 41))
     for some, other in zip(elsewhere, here, strict=True):
         equal(some, other)
     assert "niche_sentence" in here[0].present and here[0].neighbours_BK is not None
 
 
-class Refuses:
-    """A tokenizer for which every sentence is too much."""
-
-    def __call__(self, sentences: list[str]) -> np.ndarray:
-        raise ModelError(f"{len(sentences)} sentences are too much.")
-
-
 @pytest.mark.usefixtures("on_ray")
-def test_what_cannot_be_made_elsewhere_is_said_in_a_sentence(snapshot: Snapshot) -> None:
+def test_what_cannot_be_made_elsewhere_is_said_in_a_sentence(snapshot: Snapshot, lake: Lake) -> None:
     with pytest.raises(UsageError, match="takes 1 decode, and no machine of Ray's has more than 0"):
-        RayFeed(reader(snapshot), OPTIONS, FeedOptions(resources={"decode": 1.0}))
-    import ray.cloudpickle
+        RayFeed(Selection(snapshot, SLIDES), INPUTS, OPTIONS, FeedOptions(resources={"decode": 1.0}), **HOW)
+    rows = pa.Table.from_batches(snapshot.pairs(PAIRS.names, ["gen/A"]))
+    broken = pa.array([b"text", *rows["spot_image"].to_pylist()[1:]], pa.binary())
+    attempt = lake.begin("gen/A", source_digest="1", settings_digest="s", source="generated")
+    place = rows.schema.get_field_index("spot_image")
+    fragment = attempt.pairs.write(rows.set_column(place, rows.schema.field(place), broken))
+    attempt.stage({"n_spots": 24, "simulated": True}, [fragment], pa.table({"rule": pa.array([], "string")}))
+    lake.publish([attempt])
+    refusing = RayFeed(Selection(lake.at(), ["gen/A"]), INPUTS, OPTIONS, SMALL_RUNS, **HOW)
+    with pytest.raises(ModelError, match=r"^4 bytes are no JPEG or PNG that can be decoded .*\.$"):
+        list(refusing.batches(0, 3))
 
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__))  # actors do not find the tests
-    try:
-        refusing = RayFeed(reader(snapshot, tokenizers={"sentence": Refuses()}), OPTIONS, SMALL_RUNS)
-        with pytest.raises(ModelError, match=r"^8 sentences are too much\.$"):
-            list(refusing.batches(0, 2))
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(__import__(__name__))
+
+def test_a_selection_is_opened_again_where_it_is_sent_to(snapshot: Snapshot) -> None:
+    pairs = Selection(snapshot, SLIDES[:1], {snapshot.chunks(SLIDES[:1])[0].ingest_id: np.arange(24) % 3 == 0})
+    sent = pickle.loads(pickle.dumps(pairs))
+    assert sent.parts() == pairs.parts() and sent.n_pairs == 8 and sent.snapshot.version == snapshot.version
+    assert pa.Table.from_batches(sent.pairs(["pair_id"])).equals(pa.Table.from_batches(pairs.pairs(["pair_id"])))
 
 
 @pytest.mark.parametrize(("start", "stop", "most"), [(0, 40, 3), (7, 8, 8), (5, 100, 64), (3, 3, 8)])
@@ -305,7 +304,7 @@ def test_shards_that_are_not_whole_are_refused(shards: Path, tmp_path: Path) -> 
     data = bytearray((flipped / "all-000003.tar").read_bytes())
     data[2000] ^= 1
     (flipped / "all-000003.tar").write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"all-000003\.tar .* another SHA-256"):
+    with pytest.raises(IntegrityError, match=r"all-000003\.tar .*another SHA-256"):
         list(opened(flipped).batches(0, 12))
     fewer = copied("fewer")
     about = (fewer / "manifest.json").read_text().replace('"pairs": 96', '"pairs": 97')

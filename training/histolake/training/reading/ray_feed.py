@@ -21,24 +21,26 @@ Choices, and what they answer:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from histolake.platform.errors import HistolakeError, ModelError, UsageError
+from histolake.platform.splits import Selection
+from histolake.training.inputs import Input
+from histolake.training.reading.augmentation import Augmentation
 from histolake.training.reading.batch import Batch
 from histolake.training.reading.order import Order
 from histolake.training.reading.packing import pack, unpack
 from histolake.training.reading.reader import PairReader, ReadOptions
+from histolake.training.tokenizers import Tokenizer
 
 __all__ = ["FeedOptions", "RayFeed", "runs_of"]
 
 MOST_RUNS = 2000  # of one pipeline; each is an object in Ray's store before it begins
 ROOM = 2  # runs an actor for which there is room in the store: the one being made, and the one being used
-
-MakeReader = Callable[[ReadOptions], PairReader]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +54,67 @@ class FeedOptions:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A reader as it travels: the lake and the tokenizers are opened where it arrives."""
+
+    pairs: Selection
+    inputs: tuple[Input, ...]
+    options: ReadOptions
+    tokenizers: Mapping[str, Mapping[str, Any]]  # their cards
+    augmentation: Augmentation | None
+    rank: int
+    ranks: int
+
+    def reader(self) -> PairReader:
+        from histolake.training.tokenizers import tokenizer_from_card
+
+        return PairReader(
+            self.pairs,
+            self.inputs,
+            self.options,
+            tokenizers={key: tokenizer_from_card(card) for key, card in self.tokenizers.items()},
+            augmentation=self.augmentation,
+            rank=self.rank,
+            ranks=self.ranks,
+        )
+
+
 class RayFeed:
-    """The batches of a reader, made elsewhere. Make one in each training worker, where Ray is running."""
+    """The batches of a `PairReader`, made elsewhere. Make one in each training worker, where Ray is running."""
 
-    notice: str | None = None  # resumes exactly
+    notice: str | None = None  # any step can be started at
 
-    def __init__(self, make: MakeReader, options: ReadOptions, feed: FeedOptions | None = None) -> None:
-        """`make` makes this rank's reader of the options, here and in each actor to which it is sent: a
-        `functools.partial` of `PairReader`, or another function that can be pickled.
+    def __init__(
+        self,
+        pairs: Selection,
+        inputs: Sequence[Input],
+        options: ReadOptions,
+        feed: FeedOptions | None = None,
+        *,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+        augmentation: Augmentation | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """As `PairReader`. `options.decoders` and `options.ahead` are those of each actor, `options.pinned` is of here.
 
         Raises `UsageError` where no machine that Ray knows could hold an actor: batches would be waited for in vain.
         """
-        self._make, self._options = make, options
         self._feed = feed or FeedOptions()
         self._require_room()
-        self._reader = make(options)  # which pairs come when is known from the catalogue; this one decodes nothing
-        self._frame = self._reader.frame
-        self._bytes = max(1, sum(tensor.nbytes for tensor in replace(self._frame, pinned=False).empty().values()))
+        self._reading = _Reading(
+            pairs=pairs,
+            inputs=tuple(inputs),
+            options=replace(options, pinned=False),
+            tokenizers={key: tokenizer.card() for key, tokenizer in (tokenizers or {}).items()},
+            augmentation=augmentation,
+            rank=rank,
+            ranks=ranks,
+        )
+        self._reader = self._reading.reader()  # says which pairs come when, from the catalogue; it decodes nothing
+        self._bytes = max(1, sum(tensor.nbytes for tensor in self._reader.frame.empty().values()))
+        self._frame = replace(self._reader.frame, pinned=options.pinned)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,7 +168,7 @@ class RayFeed:
                 [pa.table({"start": [first], "stop": [last]}) for first, last in runs]
             ).map_batches(
                 _Decoder,
-                fn_constructor_args=(self._make, replace(self._options, pinned=False)),
+                fn_constructor_args=(self._reading,),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=feed.workers, max_tasks_in_flight_per_actor=1),
@@ -146,8 +192,8 @@ class RayFeed:
 class _Decoder:
     """An actor of the pipeline: runs of steps in, packed batches out."""
 
-    def __init__(self, make: MakeReader, options: ReadOptions) -> None:
-        self._reader = make(options)
+    def __init__(self, reading: _Reading) -> None:
+        self._reader = reading.reader()
 
     def __call__(self, runs: pa.Table) -> Iterator[pa.Table]:
         for run in runs.to_pylist():

@@ -35,7 +35,7 @@ class Shard:
 
     name: str
     rows: int
-    bytes: int
+    size_bytes: int
     sha256: str
 
 
@@ -63,11 +63,15 @@ class _InFolder:
         return {name: held[name] for name in names if name in held}
 
 
-@dataclass(frozen=True)
 class _AtUrl:
-    """Below a URL; files need not be listed there."""
+    """Below a URL; files need not be listed there. Threads may share it."""
 
-    url: str
+    def __init__(self, url: str) -> None:
+        import httpx
+
+        self.url = url
+        # Shards are compressed pictures: the server shall give their bytes, whose size is known, as they are.
+        self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, headers={"accept-encoding": "identity"})
 
     def read(self, name: str) -> bytes:
         return self._ask("GET", name).content
@@ -89,14 +93,7 @@ class _AtUrl:
         failure: httpx.HTTPError | None = None
         for _ in range(TRIES):
             try:
-                # Shards are compressed pictures: the server shall give their bytes, whose size is known, as they are.
-                answer = httpx.request(
-                    method,
-                    f"{self.url}/{name}",
-                    timeout=TIMEOUT_S,
-                    follow_redirects=True,
-                    headers={"accept-encoding": "identity"},
-                )
+                answer = self._client.request(method, f"{self.url}/{name}")
                 if answer.status_code in (404, 410):
                     raise FileNotFoundError(f"{self.url}/{name}")
                 return answer.raise_for_status()
@@ -174,7 +171,7 @@ class ShardSet:
     def _require_whole(self) -> None:
         sizes = self._files.sizes([shard.name for shard in self.shards])
         gone = [shard.name for shard in self.shards if shard.name not in sizes]
-        other = [shard.name for shard in self.shards if sizes.get(shard.name) not in (None, shard.bytes)]
+        other = [shard.name for shard in self.shards if sizes.get(shard.name) not in (None, shard.size_bytes)]
         rows = sum(shard.rows for shard in self.shards)
         found = []
         if gone:
