@@ -21,7 +21,9 @@ Choices, and what they answer:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +41,7 @@ from histolake.training.tokenizers import Tokenizer
 
 __all__ = ["FeedOptions", "RayFeed", "runs_of"]
 
+ERROR = "error"  # a column that stands alone: what a reader raised
 MOST_RUNS = 2000  # of one pipeline; each is an object in Ray's store before it begins
 ROOM = 2  # runs an actor for which there is room in the store: the one being made, and the one being used
 
@@ -130,22 +133,24 @@ class RayFeed:
         """The batches of steps [start, stop), in order. The pipeline ends with the iterator."""
         runs = runs_of(self._reader.order, start, stop, most=self._feed.run_steps)
         while some := [run for run, _ in zip(runs, range(MOST_RUNS), strict=False)]:
-            for row in self._rows(some):
-                yield unpack(row, self._frame)
+            with closing(self._rows(some)) as rows:
+                for row in rows:
+                    if ERROR in row.column_names:
+                        raise pickle.loads(row[ERROR][0].as_py())
+                    yield unpack(row, self._frame)
 
-    def _rows(self, runs: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
+    def _rows(self, runs: Sequence[tuple[int, int]]) -> Generator[pa.Table, None, None]:
         """Packed batches of some runs."""
         import ray
 
         rows = iter(self._pipeline(runs).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         try:
             yield from rows
+        except ray.exceptions.RayTaskError:
+            raise  # a defect, told as it was raised
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, HistolakeError):
-                raise cause from error  # of a reader in an actor, as it raised it
             told = str(error).strip().splitlines()
-            raise ModelError(f"An actor that decodes failed: {told[-1] if told else error!r}") from error
+            raise ModelError(f"The actors that decode are lost: {told[-1] if told else error!r}") from error
         finally:
             if hasattr(rows, "close"):
                 rows.close()
@@ -157,7 +162,6 @@ class RayFeed:
         feed = self._feed
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
-        context.raise_original_map_exception = True
         context.target_max_block_size = max(1, self._bytes // 2)  # a block is given out as soon as it holds a batch
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources.for_limits(
@@ -197,8 +201,12 @@ class _Decoder:
 
     def __call__(self, runs: pa.Table) -> Iterator[pa.Table]:
         for run in runs.to_pylist():
-            for batch in self._reader.batches(run["start"], run["stop"]):
-                yield pack(batch)
+            try:
+                for batch in self._reader.batches(run["start"], run["stop"]):
+                    yield pack(batch)
+            except HistolakeError as error:  # its own words, without those that Ray Data would put around them
+                yield pa.table({ERROR: pa.array([pickle.dumps(error)], pa.large_binary())})
+                return
 
 
 def runs_of(order: Order, start: int, stop: int, *, most: int) -> Iterator[tuple[int, int]]:
