@@ -41,7 +41,7 @@ from histolake.training.reading import (
     ShardReader,
 )
 from histolake.training.reading.packing import pack, unpack
-from histolake.training.reading.ray_feed import runs_of
+from histolake.training.reading.ray_feed import in_groups, runs_of
 from histolake.training.tokenizers import make_tokenizer
 
 SLIDES = ["gen/A", "gen/B", "gen/C", "gen/D"]
@@ -201,6 +201,8 @@ def test_runs_are_the_steps_once_each_and_begin_in_one_window(start: int, stop: 
     order = Order([20, 31, 7, 44, 18], seed=1, global_batch=6, window_rows=40)
     runs = list(runs_of(order, start, stop, most=most))
     assert [step for first, last in runs for step in range(first, last)] == list(range(start, stop))
+    groups = list(in_groups(iter(runs), 4))
+    assert [run for group in groups for run in group] == runs and all(len(group) == 4 for group in groups[:-1])
     for first, last in runs:
         windows = {
             (order.slice(step).epoch, order.window(order.slice(step).epoch, int(order.slice(step).positions_B[0])))

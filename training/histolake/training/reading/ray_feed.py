@@ -25,6 +25,7 @@ import pickle
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -39,11 +40,13 @@ from histolake.training.reading.packing import pack, unpack
 from histolake.training.reading.reader import PairReader, ReadOptions
 from histolake.training.tokenizers import Tokenizer
 
-__all__ = ["FeedOptions", "RayFeed", "runs_of"]
+__all__ = ["FeedOptions", "RayFeed", "in_groups", "runs_of"]
 
 ERROR = "error"  # a column that stands alone: what a reader raised
 MOST_RUNS = 2000  # of one pipeline; each is an object in Ray's store before it begins
 ROOM = 2  # runs an actor for which there is room in the store: the one being made, and the one being used
+
+Run = tuple[int, int]  # steps [first, last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +135,14 @@ class RayFeed:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps [start, stop), in order. The pipeline ends with the iterator."""
         runs = runs_of(self._reader.order, start, stop, most=self._feed.run_steps)
-        while some := [run for run, _ in zip(runs, range(MOST_RUNS), strict=False)]:
+        for some in in_groups(runs, MOST_RUNS):
             with closing(self._rows(some)) as rows:
                 for row in rows:
                     if ERROR in row.column_names:
                         raise pickle.loads(row[ERROR][0].as_py())
                     yield unpack(row, self._frame)
 
-    def _rows(self, runs: Sequence[tuple[int, int]]) -> Generator[pa.Table, None, None]:
+    def _rows(self, runs: Sequence[Run]) -> Generator[pa.Table, None, None]:
         """Packed batches of some runs."""
         import ray
 
@@ -155,7 +158,7 @@ class RayFeed:
             if hasattr(rows, "close"):
                 rows.close()
 
-    def _pipeline(self, runs: Sequence[tuple[int, int]]) -> Any:
+    def _pipeline(self, runs: Sequence[Run]) -> Any:
         import ray
         from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
@@ -209,7 +212,13 @@ class _Decoder:
                 return
 
 
-def runs_of(order: Order, start: int, stop: int, *, most: int) -> Iterator[tuple[int, int]]:
+def in_groups(runs: Iterator[Run], most: int) -> Iterator[list[Run]]:
+    """Runs in lists of at most `most`; nothing is taken from the iterator before its list is asked for."""
+    while some := list(islice(runs, most)):
+        yield some
+
+
+def runs_of(order: Order, start: int, stop: int, *, most: int) -> Iterator[Run]:
     """The steps [start, stop) as runs [first, last) of at most `most` steps that begin in one window of one epoch."""
     steps = order.steps_per_epoch
     while start < stop:
