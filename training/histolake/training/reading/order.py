@@ -23,7 +23,7 @@ import numpy as np
 
 from histolake.platform.errors import UsageError
 
-__all__ = ["Order", "Slice"]
+__all__ = ["InOrder", "Order", "Slice"]
 
 _CHUNK_LEVEL, _ROW_LEVEL, _GROUP_LEVEL = 1, 2, 3
 EPOCHS_HELD, WINDOWS_HELD = 2, 4  # where batches are made, and where rows are read ahead
@@ -145,3 +145,39 @@ class Order:
 
     def _draw(self, level: int, epoch: int, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, level, epoch, index])))
+
+
+class InOrder:
+    """The rows as the lake has them, each once, in batches of which the last may be smaller: an order for one process
+    that looks at pairs and does not train on them."""
+
+    def __init__(
+        self, rows_per_chunk: Sequence[int] | np.ndarray, *, global_batch: int, window_rows: int = 4096
+    ) -> None:
+        rows_C = np.asarray(rows_per_chunk, dtype=np.int64)
+        self._before_C = np.cumsum(rows_C) - rows_C
+        self.rows = int(rows_C.sum())
+        self.seed = 0
+        self.global_batch = global_batch
+        self._window_rows = window_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches, the last one counted."""
+        return -(-self.rows // self.global_batch)
+
+    def slice(self, step: int, rank: int = 0, ranks: int = 1) -> Slice:
+        """The rows of a batch."""
+        assert ranks == 1, "pairs are read in the lake's order by one process"
+        first = step * self.global_batch
+        positions_B = np.arange(first, min(first + self.global_batch, self.rows))
+        chunk_B = np.searchsorted(self._before_C, positions_B, side="right") - 1
+        return Slice(step, 0, positions_B, np.stack([chunk_B, positions_B - self._before_C[chunk_B]], axis=1))
+
+    def window(self, epoch: int, position: int) -> int:
+        """In which window a position lies."""
+        return position // self._window_rows
+
+    def window_end(self, epoch: int, position: int) -> int:
+        """The first position after its window."""
+        return (position // self._window_rows + 1) * self._window_rows
