@@ -333,6 +333,7 @@ def test_shards_that_are_not_whole_are_refused(shards: Path, tmp_path: Path) -> 
         ),
         ((Picture(column="niche_image", px=28),), {}, 1, "niche_image is asked for; train from the lake"),
         (INPUTS, {"neighbours": True}, 1, "neighbours is asked for"),
+        (INPUTS, {"shuffled": False}, 1, "are read shuffled"),
         (INPUTS, {"sampling": "organs"}, 1, "sampling 'organs' is asked for"),
         (INPUTS, {"global_batch": 97}, 1, "larger than the 96 pairs that 1 workers surely have"),
         (INPUTS, {"global_batch": 22}, 11, "10 shards for 11 workers"),

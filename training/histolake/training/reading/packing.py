@@ -47,7 +47,7 @@ def unpack(row: pa.Table, frame: Frame) -> Batch:
     positions_B = _array(cells["positions"], np.int64)
     assert positions_B is not None, "every batch has positions"
     count = len(positions_B)
-    tensors = frame.empty()
+    tensors = frame.empty(count)
     present: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         tensor.numpy().reshape(-1).view(np.uint8)[:] = np.frombuffer(cells[f"tensor:{key}"].as_buffer(), dtype=np.uint8)

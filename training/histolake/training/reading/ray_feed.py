@@ -35,7 +35,7 @@ from histolake.platform.splits import Selection
 from histolake.training.inputs import Input
 from histolake.training.reading.augmentation import Augmentation
 from histolake.training.reading.batch import Batch
-from histolake.training.reading.order import Order
+from histolake.training.reading.order import InOrder, Order
 from histolake.training.reading.packing import pack, unpack
 from histolake.training.reading.reader import PairReader, ReadOptions
 from histolake.training.tokenizers import Tokenizer
@@ -119,7 +119,9 @@ class RayFeed:
             ranks=ranks,
         )
         self._reader = self._reading.reader()  # says which pairs come when, from the catalogue; it decodes nothing
-        self._bytes = max(1, sum(tensor.nbytes for tensor in self._reader.frame.empty().values()))
+        self._bytes = max(
+            1, sum(tensor.nbytes for tensor in self._reader.frame.empty(options.global_batch // ranks).values())
+        )
         self._frame = replace(self._reader.frame, pinned=options.pinned)
 
     @property
@@ -218,7 +220,7 @@ def in_groups(runs: Iterator[Run], most: int) -> Iterator[list[Run]]:
         yield some
 
 
-def runs_of(order: Order, start: int, stop: int, *, most: int) -> Iterator[Run]:
+def runs_of(order: Order | InOrder, start: int, stop: int, *, most: int) -> Iterator[Run]:
     """The steps [start, stop) as runs [first, last) of at most `most` steps that begin in one window of one epoch."""
     steps = order.steps_per_epoch
     while start < stop:

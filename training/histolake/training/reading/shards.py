@@ -75,17 +75,17 @@ class ShardReader:
         self._rank, self._ranks = rank, ranks
         self.slide_ids = sorted(self.manifest.slide_ids)
         self._number = {slide_id: n for n, slide_id in enumerate(self.slide_ids)}
+        self._rows = options.global_batch // ranks  # of a batch
         self._frame = Frame(
             inputs=tuple(inputs),
             tokenizers=dict(tokenizers or {}),
-            rows=options.global_batch // ranks,
             pinned=options.pinned,
         )
 
     @property
     def steps_per_epoch(self) -> int:
         """What the rank with the smallest shards has, in whichever epoch; the same on all ranks."""
-        return self._surely(self._ranks) // self._frame.rows
+        return self._surely(self._ranks) // self._rows
 
     @property
     def notice(self) -> str:
@@ -121,7 +121,7 @@ class ShardReader:
 
     def _fillings(self, start: int, stop: int, fetchers: ThreadPoolExecutor) -> Iterator[Filling]:
         """What is read for each step, undecoded."""
-        rows, steps = self._frame.rows, self.steps_per_epoch
+        rows, steps = self._rows, self.steps_per_epoch
         samples: Iterator[Sample] = iter(())
         for step in range(start, stop):
             epoch, batch = divmod(step, steps)
@@ -196,6 +196,8 @@ class ShardReader:
                 f"The shards of {self._set.uri} hold {held} and nothing else, and {', '.join(foreign)} is asked for; "
                 "train from the lake, which holds all of a pair."
             )
+        if not options.shuffled:
+            raise UsageError(f"The shards of {self._set.uri} are read shuffled; read the lake for the lake's order.")
         if options.sampling != "pairs":
             raise UsageError(
                 f"Shards are read pair by pair, and the sampling {options.sampling!r} is asked for; "
