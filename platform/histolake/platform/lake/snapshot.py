@@ -19,6 +19,7 @@ from histolake.platform.lake.where import select
 
 if TYPE_CHECKING:
     from histolake.platform.lake.lake import Lake
+    from histolake.platform.storage import Location
 
 __all__ = ["Chunk", "Snapshot"]
 
@@ -39,6 +40,12 @@ class Chunk:
         return self.stop - self.start
 
 
+def _opened(root: Location, version: int) -> Snapshot:
+    from histolake.platform.lake.lake import Lake
+
+    return Lake.open(root).at(version)
+
+
 class Snapshot:
     """What one version of a lake holds. Made by `Lake.at`; does not change, whatever is published later."""
 
@@ -48,6 +55,10 @@ class Snapshot:
         self.notice = notice  # one line to tell, where slides of this version were forgotten
         self._slides = slides
         self._places = Places(lake, slides)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Sent to another process, it is opened there."""
+        return _opened, (self.lake.root, self.version)
 
     def slides(self, *, include_refused: bool = False, where: str | None = None) -> pa.Table:
         """The slides of this version (`schemas.SLIDES`), by slide_id; with `include_refused` also those refused.

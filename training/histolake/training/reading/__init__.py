@@ -1,4 +1,4 @@
-"""Pairs of a pinned lake version, batch by batch, in an order that is known beforehand."""
+"""Pairs as batches: of a pinned lake version, in an order that is known beforehand, or of the shards of an export."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from histolake.training.reading.augmentation import Augmentation, augment
     from histolake.training.reading.batch import Batch
+    from histolake.training.reading.feed import Feed
     from histolake.training.reading.order import Order
+    from histolake.training.reading.ray_feed import FeedOptions, RayFeed
     from histolake.training.reading.reader import PairReader, ReadOptions
+    from histolake.training.reading.shards import ShardReader
 
-__all__ = ["Augmentation", "Batch", "Order", "PairReader", "ReadOptions", "augment"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Feed",
+    "FeedOptions",
+    "Order",
+    "PairReader",
+    "RayFeed",
+    "ReadOptions",
+    "ShardReader",
+    "augment",
+]
 
 _HOME = {
     "Augmentation": "augmentation",
     "Batch": "batch",
+    "Feed": "feed",
+    "FeedOptions": "ray_feed",
     "Order": "order",
     "PairReader": "reader",
+    "RayFeed": "ray_feed",
     "ReadOptions": "reader",
+    "ShardReader": "shards",
     "augment": "augmentation",
 }
 

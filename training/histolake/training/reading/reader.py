@@ -53,6 +53,8 @@ class ReadOptions:
 class PairReader:
     """Some pairs of a snapshot as batches of a model's inputs. Make one in each worker; it is used by one thread."""
 
+    notice: str | None = None  # any step can be started at
+
     def __init__(
         self,
         pairs: Selection,
@@ -76,13 +78,18 @@ class PairReader:
         number = {slide_id: n for n, slide_id in enumerate(self.slide_ids)}
         self._slide_C = np.array([number[part.chunk.slide_id] for part in self._parts], dtype=np.int64)
         self._windows = Windows(pairs.snapshot, self._parts, self.order, self._columns(), rank=rank, ranks=ranks)
-        self._frame = Frame(
+        self.frame = Frame(  # what its batches have in common
             inputs=self._inputs,
             tokenizers=self._tokenizers,
             pinned=options.pinned,
         )
         self._profiles = self._profile_reader(pairs.snapshot)
         self._vectors = self._vector_reader(pairs.snapshot)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.order.steps_per_epoch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps [start, stop), prepared ahead by threads that end with the iterator."""
@@ -111,7 +118,7 @@ class PairReader:
         drawn = None
         if options is not None:
             drawn = draw(options, seed=self.order.seed, epoch=mine.epoch, positions_B=mine.positions_B)
-        return Filling(self._frame, mine, segments, drawn)
+        return Filling(self.frame, mine, segments, drawn)
 
     def _slices(self, start: int, stop: int, reader: ThreadPoolExecutor) -> Iterator[tuple[Slice, list[Segment]]]:
         """What each step reads, and where in the windows it lies. The next window is read meanwhile."""
