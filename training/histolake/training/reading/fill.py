@@ -36,7 +36,8 @@ def _bytes(chunk: pa.Array) -> tuple[memoryview, list[int]]:
     wide = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
     _, offsets, data = chunk.buffers()
     at = np.frombuffer(offsets, dtype=wide)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return memoryview(data if data is not None else b""), at.tolist()
+    # Arrow's buffers say that their bytes are signed; such a view equals no bytes, whatever it holds.
+    return memoryview(data if data is not None else b"").cast("B"), at.tolist()
 
 
 def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, float]:
