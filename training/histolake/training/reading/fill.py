@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from histolake.training.images import decode_into
 
@@ -40,11 +41,11 @@ def _bytes(chunk: pa.Array) -> tuple[memoryview, list[int]]:
     return memoryview(data if data is not None else b"").cast("B"), at.tolist()
 
 
-def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, float]:
+def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, int]:
     """Tokenize sentences; gives which rows have one, bool (R,), and how many genes of them survive, added up."""
-    sentences = [sentence or "" for sentence in column.to_pylist()]
-    into_RL[:] = tokenizer(sentences)
-    said_R = np.fromiter((bool(sentence.strip()) for sentence in sentences), dtype=bool, count=len(sentences))
+    sentences = column.combine_chunks()
+    said_R = pc.greater(pc.binary_length(pc.utf8_trim_whitespace(sentences)), 0).fill_null(False)
+    said_R = said_R.to_numpy(zero_copy_only=False)
+    into_RL[:], surviving_R = tokenizer.counted(sentences)
     into_RL[~said_R] = 0
-    said = [sentence for sentence in sentences if sentence.strip()]
-    return said_R, tokenizer.genes_surviving(said) * len(said) if said else 0.0
+    return said_R, int(surviving_R.sum())
