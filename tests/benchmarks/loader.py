@@ -19,7 +19,7 @@ decoders than there are cores.
 - `loader_vs_webdataset`: over a WebDataset loader on tar shards of the same pairs on disk. `loader_vs_files`: over
   torch's DataLoader on a JPEG and a text file a pair. As many processes as we have threads; with one, also decoding in
   the process that asks, which spares the copies between processes (`_inline`). The worst counts.
-- `st_align_pairs_per_s`: both pictures (28 px and 224 px) and both profiles over 3,000 genes, a plain rate.
+- `profile_pairs_per_s`: what ST-Align reads, both pictures (28 px and 224 px) and both profiles over 3,000 genes, a plain rate.
 - `seconds_to_first_batch`: from opening the lake to the first batch, imports and tokenizer apart; `_late`: of step
   100,000. `peak_mb`: memory of our process at its highest, libraries and all.
 """
@@ -72,7 +72,7 @@ def measure(work: Path, quick: bool = False) -> Figures:
     for key, worst in (("seconds_to_first_batch", max), ("peak_mb", max), ("loader_vs_decode", min)):
         settings = [f"{key}_{place}_{decoders}" for place in ("disk", "s3") for decoders in DECODERS]
         figures[key] = worst(figures[setting] for setting in settings if setting in figures)
-    for key in ("loader_vs_webdataset", "loader_vs_files"):
+    for key in ("loader_vs_webdataset", "loader_vs_files", "profile_pairs_per_s"):
         figures[key] = min(value for name, value in figures.items() if name.startswith(f"{key}_"))
     return figures
 
@@ -82,8 +82,11 @@ def _compared(work: Path, places: dict[str, str], cores: list[int], size: Size) 
     decoders, disk = len(cores), places["disk"]
     mine = {f"lake_{place}": partial(loaders.ours, root, decoders) for place, root in places.items()}
     mine["lake_disk_flips"] = partial(loaders.ours, disk, decoders, flips=True)
-    mine["lake_st_align"] = partial(loaders.ours, disk, decoders, st_align=True)
-    others = {"webdataset": partial(loaders.webdataset, work / "shards"), "files": partial(loaders.files, work / "files")}
+    mine["profile"] = partial(loaders.ours, disk, decoders, st_align=True)
+    others = {
+        "webdataset": partial(loaders.webdataset, work / "shards"),
+        "files": partial(loaders.files, work / "files"),
+    }
     each = {name: partial(loader, decoders) for name, loader in others.items()}
     if decoders == 1:
         each |= {f"{name}_inline": partial(loader, 0) for name, loader in others.items()}

@@ -108,16 +108,15 @@ def files(folder: Path, workers: int) -> Iterator[int]:
             return len(self._stems)
 
         def __getitem__(self, index: int) -> tuple[Any, str]:
-            with open(f"{self._stems[index]}.jpg", "rb") as picture, open(f"{self._stems[index]}.txt") as sentence:
+            stem = self._stems[index]  # a Path a file would cost time that its users need not spend
+            with open(f"{stem}.jpg", "rb") as picture, open(f"{stem}.txt") as sentence:  # noqa: PTH123
                 return _decoded(picture.read()), sentence.read()
 
     collate = _Collate()
     yield 0
     pairs = Folder(sorted(folder.glob("*/*.jpg")))
     sampler = RandomSampler(pairs, replacement=True, num_samples=1 << 40)
-    for image_BHWC, _ in DataLoader(
-        pairs, batch_size=BATCH, sampler=sampler, collate_fn=collate, **_workers(workers)
-    ):
+    for image_BHWC, _ in DataLoader(pairs, batch_size=BATCH, sampler=sampler, collate_fn=collate, **_workers(workers)):
         yield len(image_BHWC)
 
 

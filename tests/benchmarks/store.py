@@ -22,7 +22,9 @@ def uploaded(stack: ExitStack, work: Path, names: Sequence[str]) -> Location:
     folder.mkdir()
     os.environ.update(object_store.environment(stack.enter_context(object_store.running_store(folder))))
     bucket = Location.parse(object_store.new_bucket())
-    wanted = [path for name in names for path in ((work / name).rglob("*") if (work / name).is_dir() else [work / name])]
+    wanted = [
+        path for name in names for path in ((work / name).rglob("*") if (work / name).is_dir() else [work / name])
+    ]
     client, name = bucket.s3_client(), bucket.uri.removeprefix("s3://")
 
     def upload(path: Path) -> None:
