@@ -19,7 +19,8 @@ decoders than there are cores.
 - `loader_vs_webdataset`: over a WebDataset loader on tar shards of the same pairs on disk. `loader_vs_files`: over
   torch's DataLoader on a JPEG and a text file a pair. As many processes as we have threads; with one, also decoding in
   the process that asks, which spares the copies between processes (`_inline`). The worst counts.
-- `profile_pairs_per_s`: what ST-Align reads, both pictures (28 px and 224 px) and both profiles over 3,000 genes, a plain rate.
+- `profile_pairs_per_s`: what ST-Align reads, both pictures (28 px and 224 px) and both profiles over 3,000 genes; a
+  plain rate.
 - `seconds_to_first_batch`: from opening the lake to the first batch, imports and tokenizer apart; `_late`: of step
   100,000. `peak_mb`: memory of our process at its highest, libraries and all.
 """

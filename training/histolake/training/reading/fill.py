@@ -44,8 +44,8 @@ def _bytes(chunk: pa.Array) -> tuple[memoryview, list[int]]:
 def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, int]:
     """Tokenize sentences; gives which rows have one, bool (R,), and how many genes of them survive, added up."""
     sentences = column.combine_chunks()
-    said_R = pc.greater(pc.binary_length(pc.utf8_trim_whitespace(sentences)), 0).fill_null(False)
-    said_R = said_R.to_numpy(zero_copy_only=False)
+    said = pc.and_not(pc.greater(pc.binary_length(sentences), 0), pc.utf8_is_space(sentences))
+    said_R = said.fill_null(False).to_numpy(zero_copy_only=False)
     into_RL[:], surviving_R = tokenizer.counted(sentences)
     into_RL[~said_R] = 0
     return said_R, int(surviving_R.sum())

@@ -123,8 +123,8 @@ class SymbolTable:
 
 
 def _split(sentences: Any) -> tuple[list[str], np.ndarray | None, np.ndarray, np.ndarray]:
-    """Of a sequence of strings or an Arrow array: the words, which of them each is (None: one after the other), how many each sentence has, and whether there is a
-    sentence at all."""
+    """Of a sequence of strings or an Arrow array: the words, which of them each is (None: one after the other), how
+    many each sentence has, and whether there is a sentence at all."""
     if hasattr(sentences, "dictionary_encode"):
         import pyarrow.compute as pc
 
