@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO_OUT ?= demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench-ingest clean
+.PHONY: help setup demo test lint types format bench-ingest bench-train clean
 
 help: ## show this
 	@echo "histolake: a data lake and training platform for histology paired with spatial gene expression"
@@ -39,7 +39,10 @@ format: setup ## format the code
 	$(BIN)/ruff check --fix .
 
 bench-ingest: setup ## measure the ingest and reading, long; writes bench-output/ingest.json
-	@$(BIN)/python -m tests.benchmarks.bench_ingest $(BENCH_ARGS)
+	@$(BIN)/python -m tests.benchmarks.suite ingest $(BENCH_ARGS)
+
+bench-train: setup ## measure reading pairs for training, long; writes bench-output/train.json
+	@$(BIN)/python -m tests.benchmarks.suite train $(BENCH_ARGS)
 
 clean: ## remove what the other targets made (the environment, the demo, caches)
 	rm -rf .venv "$(DEMO_OUT)" bench-output test-output dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,32 +12,61 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHEAP = ("reading",)  # seconds each with --quick
+
+
+def run(suite: str, benchmark: str, folder: Path) -> tuple[dict[str, object], str]:
+    """What the harness writes and prints of one benchmark, in seconds."""
+    out = folder / f"{suite}.json"
+    command = [sys.executable, "-m", "tests.benchmarks.suite", suite, "--only", benchmark, "--quick", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(out.read_text())
+    numbers = [value for value in found.values() if isinstance(value, (int, float))]
+    assert set(found) - {"machine", "when", f"commit_{benchmark}"} <= {
+        key for key, value in found.items() if isinstance(value, (int, float))
+    }
+    assert all(math.isfinite(value) for value in numbers), "figures are named, flat and finite"
+    assert found["quick"] is True and float(str(found["minutes"])) > 0
+    return found, done.stdout
+
+
+def rates(figures: dict[str, object], prefix: str) -> list[float]:
+    """Figures whose names begin so, but for those that say whether a goal is met."""
+    named = {key: value for key, value in figures.items() if key.startswith(prefix)}
+    return [value for value in named.values() if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the harness writes of the cheap benchmarks."""
-    out = tmp_path_factory.mktemp("bench") / "ingest.json"
-    command = [sys.executable, "-m", "tests.benchmarks.bench_ingest", "--quick", "--out", str(out)]
-    only = [word for name in CHEAP for word in ("--only", name)]
-    done = subprocess.run([*command, *only], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "random_vs_parquet" in done.stdout and ">= 1" in done.stdout
-    found: dict[str, object] = json.loads(out.read_text())
+    """Of reading."""
+    found, printed = run("ingest", "reading", tmp_path_factory.mktemp("bench"))
+    assert "random_vs_parquet" in printed and ">= 1" in printed
     return found
 
 
-def test_figures_are_named_flat_and_finite(figures: dict[str, object]) -> None:
-    numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
-    assert set(figures) - set(numbers) == {"machine", "when", "commit_reading"}
-    assert all(math.isfinite(value) for value in numbers.values())
+def test_reading_is_compared_and_the_worst_counts(figures: dict[str, object]) -> None:
     for way in ("random", "scan"):
         for other in ("parquet", "webdataset"):
-            settings = [value for key, value in numbers.items() if key.startswith(f"{way}_vs_{other}_")]
-            rates = [value for value in settings if not isinstance(value, bool)]
-            assert numbers[f"{way}_vs_{other}"] == min(rates) > 0, "the plain figure is the worst"
-    assert numbers["quick"] is True and numbers["minutes"] > 0
+            settings = rates(figures, f"{way}_vs_{other}_")
+            assert figures[f"{way}_vs_{other}"] == min(settings) > 0, "the plain figure is the worst"
+
+
+def test_loaders_are_compared_and_the_worst_counts(tmp_path: Path) -> None:
+    found, printed = run("train", "loader", tmp_path)
+    assert "loader_vs_decode" in printed and ">= 0.85" in printed
+    for other in ("webdataset", "files"):
+        settings = rates(found, f"loader_vs_{other}_")
+        assert len(settings) == 2 and found[f"loader_vs_{other}"] == min(settings) > 0
+    assert found["loader_vs_decode"] == found["loader_vs_decode_disk_1"], "tokens and turning have names of their own"
+    for key in ("profile_pairs_per_s_1", "seconds_to_first_batch_late_1", "peak_mb"):
+        assert float(str(found[key])) > 0
+
+
+def test_a_suite_has_its_own_benchmarks() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.suite"]
+    for words, said in ((["train", "--only", "codec"], "--only codec: the suite has loader"), ([], "name a suite")):
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr
 
 
 def test_a_result_tells_nothing_of_the_machine_but_what_it_is(figures: dict[str, object]) -> None:
@@ -59,12 +88,31 @@ def test_the_table_tells_goals_and_by_how_much_they_are_missed() -> None:
     ]
 
 
-def test_the_page_shows_the_result_that_it_names() -> None:
-    from tests.benchmarks.page import MARKED, PAGE, rendered
+def test_the_page_shows_the_results_that_it_names() -> None:
+    from tests.benchmarks.page import MARKED, PAGE, rendered, suite_of
+    from tests.benchmarks.suite import SUITES
 
     text = PAGE.read_text()
-    marked = MARKED.search(text)
-    assert marked is not None, "docs/speed.md has its marks"
-    assert rendered(text, ROOT / marked["result"]) == text, (
-        f"write it anew: python -m tests.benchmarks.bench_ingest --render {marked['result']}"
-    )
+    marked = [found["result"] for found in MARKED.finditer(text)]
+    assert sorted(map(suite_of, marked)) == sorted(SUITES), "docs/speed.md has marks for each suite"
+    for result in marked:
+        if result in SUITES:  # without a result yet
+            continue
+        assert rendered(text, ROOT / result) == text, (
+            f"write it anew: python -m tests.benchmarks.suite --render {result}"
+        )
+
+
+def test_a_result_goes_between_the_marks_of_its_suite(tmp_path: Path) -> None:
+    from tests.benchmarks import page
+
+    (result,) = (ROOT / "tests/benchmarks/results").glob("ingest-*.json")
+    name = result.relative_to(ROOT).as_posix()
+    ends = "<!-- end of figures -->"
+    empty = f"a\n<!-- figures of ingest -->\nnone\n{ends}\nb\n<!-- figures of train -->\nnone\n{ends}\n"
+    filled = page.rendered(empty, result)
+    assert f"<!-- figures of {name} -->\nMeasured" in filled and "`two_worker_gain`" in filled
+    assert filled.endswith(f"b\n<!-- figures of train -->\nnone\n{ends}\n")
+    assert page.rendered(filled, result) == filled
+    with pytest.raises(ValueError, match="no marks for results of 'ingest'"):
+        page.rendered(f"<!-- figures of train -->\nnone\n{ends}\n", result)

@@ -42,4 +42,7 @@ GOALS: Mapping[str, Goal] = {
     "random_vs_webdataset": Goal(what="batches of 256 random pairs, rate over WebDataset shards'", least=1.0),
     "scan_vs_parquet": Goal(what="a full scan, rate over tuned Parquet's", least=1.0),
     "scan_vs_webdataset": Goal(what="a full scan, rate over WebDataset shards'", least=1.0),
+    "loader_vs_decode": Goal(what="pairs a second, tokens included, over decoding and copying alone", least=0.85),
+    "loader_vs_webdataset": Goal(what="pairs a second over a WebDataset loader's of the same pairs", least=1.0),
+    "loader_vs_files": Goal(what="pairs a second over a DataLoader's on two files a pair", least=1.0),
 }

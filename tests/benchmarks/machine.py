@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["commit", "description"]
 
-LIBRARIES = ("ray", "pylance", "deltalake", "pyarrow", "simplejpeg", "imagecodecs", "numpy")
+LIBRARIES = ("ray", "pylance", "deltalake", "pyarrow", "simplejpeg", "imagecodecs", "numpy", "torch", "webdataset")
 
 
 def description() -> str:

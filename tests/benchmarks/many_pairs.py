@@ -1,4 +1,5 @@
-"""A lake of pairs to be read: pictures that compress as tissue does, sentences and profiles of real size."""
+"""A lake of pairs to be read: pictures that compress as tissue does, sentences of real symbols, profiles and niches of
+real size."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import simplejpeg
 
 from histolake.platform.lake import Lake
+from histolake.platform.lake.genes import vocabulary
 from histolake.platform.schemas import PAIRS, REJECTIONS
 
 __all__ = ["write"]
@@ -19,6 +21,7 @@ PICTURES = 500  # different ones; rows take them in turn
 GENES, EXPRESSED, WORDS = 30_000, 2_000, 50
 SIDE_PX, QUALITY = 224, 90
 BATCH = 256
+NEIGHBOURS = (1, 2, 47)  # places in the slide after which the spots of a niche come
 
 
 def write(work: Path, *, slides: int, spots: int) -> None:
@@ -26,11 +29,11 @@ def write(work: Path, *, slides: int, spots: int) -> None:
     if (work / "lake").exists():
         return
     lake = Lake.open(work / "lake", create=True)
-    pictures = _pictures(np.random.default_rng(0))
+    pictures, symbols = _pictures(np.random.default_rng(0)), _symbols()
     attempts = []
     for slide in range(slides):
         attempt = lake.begin(f"many/{slide:03d}", source_digest=str(slide), settings_digest="", source="generated")
-        fragment = attempt.pairs.write(_rows(slide, spots, pictures))
+        fragment = attempt.pairs.write(_rows(slide, spots, pictures, symbols))
         none = pa.schema([field for field in REJECTIONS if field.name not in ("ingest_id", "slide_id")]).empty_table()
         attempt.stage({"cohort": "many", "flags": [], "n_spots": spots, "simulated": True}, [fragment], none)
         attempts.append(attempt)
@@ -38,7 +41,7 @@ def write(work: Path, *, slides: int, spots: int) -> None:
 
 
 def _pictures(rng: np.random.Generator) -> list[bytes]:
-    """Blurred noise in the colours of a stain with a camera's noise on it: about 17 KB each."""
+    """Blurred noise in the colours of a stain with a camera's noise on it: about 14 KB each."""
     made = []
     for _ in range(PICTURES):
         depth = rng.random((SIDE_PX // 8 + 1, SIDE_PX // 8 + 1)).repeat(8, 0).repeat(8, 1)[:SIDE_PX, :SIDE_PX]
@@ -48,8 +51,16 @@ def _pictures(rng: np.random.Generator) -> list[bytes]:
     return made
 
 
-def _rows(slide: int, spots: int, pictures: list[bytes]) -> Iterator[pa.RecordBatch]:
+def _symbols() -> list[str]:
+    """Symbols as sentences hold them: without Ensembl ids, and without those that bear a dot or a dash."""
+    every = [symbol for symbol in vocabulary()["symbol"].to_pylist() if symbol]
+    named = [symbol for symbol in every if symbol.isalnum() and not symbol.startswith("ENSG")]
+    return [str(symbol) for symbol in np.random.default_rng(2).permutation(list(dict.fromkeys(named)))[:GENES]]
+
+
+def _rows(slide: int, spots: int, pictures: list[bytes], symbols: list[str]) -> Iterator[pa.RecordBatch]:
     rng = np.random.default_rng([1, slide])
+    pairs = [hashlib.sha256(f"{slide} {i}".encode()).digest()[:16] for i in range(spots)]
     for start in range(0, spots, BATCH):
         n = min(BATCH, spots - start)
         numbers = range(start, start + n)
@@ -58,12 +69,13 @@ def _rows(slide: int, spots: int, pictures: list[bytes]) -> Iterator[pa.RecordBa
         offsets = pa.array(np.arange(n + 1, dtype=np.int32) * EXPRESSED)
         counts = (rng.poisson(1.5, n * EXPRESSED) + 1).astype(np.float32)
         made = {
-            "pair_id": [hashlib.sha256(f"{slide} {i}".encode()).digest()[:16] for i in numbers],
+            "pair_id": [pairs[i] for i in numbers],
             "barcode": [f"spot-{i}" for i in numbers],
             "spot_image": [pictures[(37 * slide + i) % PICTURES] for i in numbers],
             "niche_image": [pictures[(41 * slide + i) % PICTURES] for i in numbers],
-            "sentence": [" ".join(f"GENE{g}" for g in row) for row in genes[:, :WORDS].tolist()],
-            "niche_sentence": [" ".join(f"GENE{g}" for g in row) for row in genes[:, WORDS : 2 * WORDS].tolist()],
+            "sentence": [" ".join(symbols[g] for g in row) for row in genes[:, :WORDS].tolist()],
+            "niche_sentence": [" ".join(symbols[g] for g in row) for row in genes[:, WORDS : 2 * WORDS].tolist()],
+            "niche": [[pairs[(i + n) % spots] for n in NEIGHBOURS] for i in numbers],
         }
         columns = {name: pa.array(values, PAIRS.field(name).type) for name, values in made.items()}
         columns["gene_ids"] = pa.ListArray.from_arrays(offsets, pa.array(genes.ravel()))

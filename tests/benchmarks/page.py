@@ -1,4 +1,8 @@
-"""The table of figures, for a terminal and for docs/speed.md, which is written from a result and never by hand."""
+"""The tables of figures, for a terminal and for docs/speed.md, which is written from results and never by hand.
+
+The page has a pair of marks for each suite. A result goes between those of the suite that its name begins with
+(`train-2026-12-01.json`); marks that name a suite and no file are of one whose first result is still to come.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,13 @@ from typing import Any
 
 from tests.benchmarks.goals import GOALS
 
-__all__ = ["PAGE", "rendered", "table", "write"]
+__all__ = ["PAGE", "rendered", "suite_of", "table", "write"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "speed.md"
 ABOUT = ("machine", "when", "quick", "minutes")
 OF_EACH = ("minutes_", "commit_")  # a benchmark
-# <!-- figures of tests/benchmarks/results/NAME.json --> ... <!-- end of figures -->
+# <!-- figures of tests/benchmarks/results/SUITE-DATE.json --> ... <!-- end of figures -->
 MARKED = re.compile(r"<!-- figures of (?P<result>\S+) -->\n.*?<!-- end of figures -->", re.DOTALL)
 
 
@@ -40,8 +44,13 @@ def _met(missed_by: float) -> str:
     return f"no, by {missed_by:.0%}" if missed_by else "yes"
 
 
+def suite_of(result: str | Path) -> str:
+    """Of which suite a file of results is, by its name."""
+    return Path(result).stem.partition("-")[0]
+
+
 def rendered(text: str, result: Path) -> str:
-    """The page's text with the table of a result between its marks."""
+    """The page's text with the table of a result between the marks of its suite."""
     figures = json.loads(result.read_text())
     name = result.resolve().relative_to(ROOT).as_posix()
     about = f"Measured {figures['when'][:10]} at {_commits(figures)} in {figures['minutes']:g} minutes"
@@ -49,9 +58,10 @@ def rendered(text: str, result: Path) -> str:
     if figures.get("quick"):
         about += " A run with `--quick`: these figures mean little."
     made = f"<!-- figures of {name} -->\n{about}\n\n{table(figures)}\n<!-- end of figures -->"
-    if not MARKED.search(text):
-        raise ValueError(f"{PAGE.name} has no marks between which the figures go")
-    return MARKED.sub(lambda _: made, text)
+    suite = suite_of(name)
+    if suite not in {suite_of(marked["result"]) for marked in MARKED.finditer(text)}:
+        raise ValueError(f"{PAGE.name} has no marks for results of {suite!r}, between which the figures go")
+    return MARKED.sub(lambda marked: made if suite_of(marked["result"]) == suite else marked[0], text)
 
 
 def _commits(figures: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tests import object_store
-from tests.benchmarks import many_pairs
+from tests.benchmarks import many_pairs, store
 from tests.benchmarks.alone import Figures, interleaved, main
 
 from histolake.platform.lake import Lake
@@ -77,7 +77,8 @@ def measure(work: Path, quick: bool = False) -> Figures:
         figures |= {f"parquet_row_group_{way}": float(rows) for way, rows in best.items()}
         places = {"disk": Location.parse(str(work))}
         if object_store.store_binary() is not None and not quick:
-            places["s3"] = _uploaded(stack, work, set(best.values()))
+            files = [f"rows-{rows}.parquet" for rows in sorted(set(best.values()))]
+            places["s3"] = store.uploaded(stack, work, ["lake", "shards", "shards-counts", *files])
         for place, root in places.items():
             for columns, name in ((PLAIN, place), (COUNTS, f"{place}_counts")):
                 figures |= _compared(root, columns, best, size, name)
@@ -332,24 +333,6 @@ def _add(tar: tarfile.TarFile, row: dict[str, Any], *, counts: bool) -> None:
         member = tarfile.TarInfo(f"{row['pair_id'].hex()}.{name}")
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
-
-
-def _uploaded(stack: ExitStack, work: Path, row_groups: set[int]) -> Location:
-    """The same files in a store of their own, byte by byte; its bucket. The store runs as long as the stack is open."""
-    import os
-
-    folder = work / "store"
-    folder.mkdir()
-    os.environ.update(object_store.environment(stack.enter_context(object_store.running_store(folder))))
-    bucket = Location.parse(object_store.new_bucket())
-    wanted = [work / f"rows-{rows}.parquet" for rows in row_groups]
-    for name in ("lake", "shards", "shards-counts"):
-        wanted += [path for path in (work / name).rglob("*") if path.is_file()]
-    client = bucket.s3_client()
-    name = bucket.uri.removeprefix("s3://")
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda path: client.upload_file(str(path), name, path.relative_to(work).as_posix()), wanted))
-    return bucket
 
 
 if __name__ == "__main__":

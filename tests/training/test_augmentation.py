@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histolake.training.reading.augmentation import Augmentation, augment, draw
+from histolake.training.reading.augmentation import Augmentation, Drawn, _turned, augment, draw
 
 BOTH = Augmentation(stain=0.2, density=0.1)
 
@@ -40,6 +40,16 @@ def test_turning_alone_keeps_every_pixel(pictures: torch.Tensor) -> None:
     }
     assert {np.ascontiguousarray(one.numpy()).tobytes() for one in turned} == square and len(square) == 8
     assert torch.equal(changed(pictures, options=Augmentation(flips=False)), pictures)
+
+
+def test_a_cpu_turns_pictures_as_a_device_does(pictures: torch.Tensor) -> None:
+    turn_B = torch.arange(64, dtype=torch.uint8) % 8
+    assert torch.equal(augment(pictures, Drawn(turn_B, None)), _turned(pictures, turn_B))
+    for turn in range(8):  # also all pictures alike, and a view that lies otherwise in memory
+        alike_B = torch.full((64,), turn, dtype=torch.uint8)
+        assert torch.equal(augment(pictures, Drawn(alike_B, None)), _turned(pictures, alike_B))
+        other = pictures.transpose(1, 2)
+        assert torch.equal(augment(other, Drawn(alike_B, None)), _turned(other, alike_B))
 
 
 def test_stains_have_the_spread_that_is_asked_for() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from histolake.platform.splits import Selection
 from histolake.training.images import decode
 from histolake.training.inputs import Input, Picture, Profile, Sentence
 from histolake.training.reading import Augmentation, Batch, PairReader, ReadOptions
+from histolake.training.reading.fill import _bytes
 from histolake.training.tokenizers import make_tokenizer
 
 SLIDES = ["gen/A", "gen/B", "gen/C"]
@@ -108,6 +111,15 @@ def test_rows_are_those_of_the_lake(snapshot: Snapshot) -> None:
         assert not batch.present, "these pairs lack nothing"
 
 
+def test_pictures_reach_the_decoder_as_the_bytes_they_are(snapshot: Snapshot) -> None:
+    (chunk, *_) = snapshot.chunks(SLIDES, rows=5)
+    for column in (snapshot.read(chunk, ["spot_image"])["spot_image"], pa.chunked_array([[b"\xff\xd8", None, b"abc"]])):
+        for piece in column.chunks:
+            data, at = _bytes(piece)
+            told = [data[start:stop] for start, stop in pairwise(at)]
+            assert told == [picture or b"" for picture in piece.to_pylist()], "compared as bytes, not as signed numbers"
+
+
 def test_rows_that_lack_an_input_say_so(snapshot: Snapshot) -> None:
     inputs = (*PAIR[:1], Sentence(column="niche_sentence", tokenizer="bpe", context=20))
     for batch in reader(snapshot, inputs).batches(0, 2):
@@ -156,7 +168,7 @@ def test_an_error_while_reading_reaches_the_one_who_waits(snapshot: Snapshot) ->
     class Refuses:
         """A tokenizer for which every sentence is too much."""
 
-        def __call__(self, sentences: Sequence[str]) -> np.ndarray:
+        def counted(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             raise ModelError(f"{len(sentences)} sentences are too much.")
 
     options = ReadOptions(global_batch=8, decoders=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,22 @@ def test_rows_are_what_a_plain_loop_gives(words: list[list[str]], context: int) 
     np.testing.assert_array_equal(table.rows(sentences, context), expected)
     if words:
         assert table.surviving(sentences, context) == pytest.approx(np.mean(whole))
+    for arrow in (pa.array(sentences, pa.string()), pa.array(["x", *sentences], pa.large_string())[1:]):
+        rows, counted = SymbolTable(encode, start=200, end=201).counted(arrow, context)
+        np.testing.assert_array_equal(rows, expected)
+        assert counted.tolist() == whole
+
+
+@pytest.mark.parametrize("made", [BpeTokenizer(20), GeneTokenizer(SYMBOLS, 6)], ids=["bpe", "gene"])
+def test_arrow_sentences_are_split_as_python_splits(made: Tokenizer) -> None:
+    for sentences in (
+        ["VIM  ERBB2", " VIM ", "", "  ", None, "IGKC\tVIM\n", "a\u2003b", "NoSuchGene VIM"],
+        ["VIM ERBB2", None, "IGKC"],
+    ):
+        rows, counted = made.counted(pa.array(sentences))
+        np.testing.assert_array_equal(rows, made(sentences))
+        each = [made.genes_surviving([sentence]) if sentence is not None else 0.0 for sentence in sentences]
+        assert counted.tolist() == each
 
 
 def test_threads_may_share_a_table_that_forgets() -> None:

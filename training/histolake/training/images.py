@@ -28,19 +28,24 @@ def decode(picture: bytes | memoryview, px: int) -> np.ndarray:
 
 def decode_into(picture: bytes | memoryview, into_HWC: np.ndarray) -> None:
     """The same, into an array (px, px, 3) that lies in one piece: a JPEG of that width is decoded straight into it."""
-    from PIL import Image, UnidentifiedImageError
+    import simplejpeg
 
     px = len(into_HWC)
     try:
-        if picture[:3] == JPEG_MAGIC:
-            import simplejpeg
-
-            if simplejpeg.decode_jpeg_header(picture)[:2] == (px, px):
-                simplejpeg.decode_jpeg(picture, colorspace="RGB", buffer=into_HWC)
-                return
-            image = Image.fromarray(simplejpeg.decode_jpeg(picture, colorspace="RGB"))
+        if picture[:3] == JPEG_MAGIC and simplejpeg.decode_jpeg_header(picture)[:2] == (px, px):
+            simplejpeg.decode_jpeg(picture, colorspace="RGB", buffer=into_HWC)
         else:
-            image = Image.open(io.BytesIO(picture)).convert("RGB")
-    except (ValueError, OSError, UnidentifiedImageError) as error:
+            into_HWC[:] = _resized(picture, px)
+    except (ValueError, OSError) as error:  # simplejpeg's and Pillow's own are of these
         raise ModelError(f"{len(picture)} bytes are no JPEG or PNG that can be decoded ({error}).") from error
-    into_HWC[:] = np.asarray(image.resize((px, px), Image.Resampling.BICUBIC))
+
+
+def _resized(picture: bytes | memoryview, px: int) -> np.ndarray:
+    import simplejpeg
+    from PIL import Image
+
+    if picture[:3] == JPEG_MAGIC:
+        image = Image.fromarray(simplejpeg.decode_jpeg(picture, colorspace="RGB"))
+    else:
+        image = Image.open(io.BytesIO(picture)).convert("RGB")
+    return np.asarray(image.resize((px, px), Image.Resampling.BICUBIC))

@@ -112,9 +112,9 @@ class Snapshot:
                 raise IndexError(f"rows {row_N[mine].min()} to {row_N[mine].max()} asked of a chunk of {chunk.rows}")
             rows.setdefault(chunk.ingest_id, []).append(chunk.start + row_N[mine])
             asked.setdefault(chunk.ingest_id, []).append(mine)
-        found = self._places.take_many({name: np.concatenate(each) for name, each in rows.items()}, columns)
-        order = np.concatenate([np.zeros(0, dtype=np.int64), *(mine for each in asked.values() for mine in each)])
-        return found if (np.diff(order) > 0).all() else found.take(pa.array(np.argsort(order)))
+        asked_N = np.concatenate([np.zeros(0, dtype=np.int64), *(mine for each in asked.values() for mine in each)])
+        numbers = {name: np.concatenate(each) for name, each in rows.items()}
+        return self._places.take_many(numbers, columns, np.argsort(asked_N))
 
     def pairs(
         self, columns: list[str], slide_ids: Sequence[str] | None = None, batch_rows: int = 1024

@@ -22,6 +22,10 @@ class NoSentences:
     def __call__(self, sentences: Sequence[str | None]) -> np.ndarray:
         raise ModelError("This model reads no gene sentences; give it pictures, or expression profiles.")
 
+    def counted(self, sentences: Sequence[str | None] | Any) -> tuple[np.ndarray, np.ndarray]:
+        """As calling it does."""
+        return self(sentences), np.zeros(len(sentences), dtype=np.int64)
+
     def genes_surviving(self, sentences: Sequence[str | None]) -> float:
         """NaN: no sentence is ever cut."""
         return float("nan")

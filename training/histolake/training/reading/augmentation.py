@@ -62,10 +62,38 @@ def draw(options: Augmentation, *, seed: int, epoch: int, positions_B: np.ndarra
 
 def augment(image_BHWC: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     """The pictures as drawn, uint8 (B, H, W, C) with H = W. A picture's outcome does not depend on the others."""
-    for bit, change in ((1, lambda x: x.transpose(1, 2)), (2, lambda x: x.flip(1)), (4, lambda x: x.flip(2))):
-        chosen_B111 = (drawn.turn_B & bit).bool()[:, None, None, None]
-        image_BHWC = torch.where(chosen_B111, change(image_BHWC), image_BHWC)
+    if image_BHWC.device.type != "cpu":
+        image_BHWC = _turned(image_BHWC, drawn.turn_B)
+    elif drawn.turn_B.any():
+        image_BHWC = _turned_one_by_one(image_BHWC, drawn.turn_B)
     return image_BHWC if drawn.mixing_BCC is None else _restained(image_BHWC, drawn.mixing_BCC)
+
+
+def _turned(image_BHWC: torch.Tensor, turn_B: torch.Tensor) -> torch.Tensor:
+    """All pictures at once: nothing waits for the device to say which were drawn."""
+    for bit, change in ((1, lambda x: x.transpose(1, 2)), (2, lambda x: x.flip(1)), (4, lambda x: x.flip(2))):
+        chosen_B111 = (turn_B & bit).bool()[:, None, None, None]
+        image_BHWC = torch.where(chosen_B111, change(image_BHWC), image_BHWC)
+    return image_BHWC
+
+
+def _turned_one_by_one(image_BHWC: torch.Tensor, turn_B: torch.Tensor) -> torch.Tensor:
+    """The same where memory is what it costs: each picture is copied once, a channel at a time (bytes that lie apart
+    are copied several times as fast as groups of three)."""
+    turned_BHWC = torch.empty_like(image_BHWC, memory_format=torch.contiguous_format)
+    for turn, picture_HWC, into_HWC in zip(turn_B.tolist(), image_BHWC.numpy(), turned_BHWC.numpy(), strict=True):
+        if turn & 1:
+            picture_HWC = picture_HWC.transpose(1, 0, 2)
+        if turn & 2:
+            picture_HWC = picture_HWC[::-1]
+        if turn & 4:
+            picture_HWC = picture_HWC[:, ::-1]
+        if turn & 5:
+            for channel in range(picture_HWC.shape[2]):
+                into_HWC[..., channel] = picture_HWC[..., channel]
+        else:
+            into_HWC[:] = picture_HWC
+    return turned_BHWC
 
 
 def _restained(image_BHWC: torch.Tensor, mixing_BCC: torch.Tensor) -> torch.Tensor:

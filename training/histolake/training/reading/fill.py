@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from histolake.training.images import decode_into
 
@@ -36,14 +37,15 @@ def _bytes(chunk: pa.Array) -> tuple[memoryview, list[int]]:
     wide = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
     _, offsets, data = chunk.buffers()
     at = np.frombuffer(offsets, dtype=wide)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return memoryview(data if data is not None else b""), at.tolist()
+    # Arrow's buffers say that their bytes are signed; such a view equals no bytes, whatever it holds.
+    return memoryview(data if data is not None else b"").cast("B"), at.tolist()
 
 
-def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, float]:
+def fill_tokens(column: pa.ChunkedArray, tokenizer: Any, into_RL: np.ndarray) -> tuple[np.ndarray, int]:
     """Tokenize sentences; gives which rows have one, bool (R,), and how many genes of them survive, added up."""
-    sentences = [sentence or "" for sentence in column.to_pylist()]
-    into_RL[:] = tokenizer(sentences)
-    said_R = np.fromiter((bool(sentence.strip()) for sentence in sentences), dtype=bool, count=len(sentences))
+    sentences = column.combine_chunks()
+    said = pc.and_not(pc.greater(pc.binary_length(sentences), 0), pc.utf8_is_space(sentences))
+    said_R = said.fill_null(False).to_numpy(zero_copy_only=False)
+    into_RL[:], surviving_R = tokenizer.counted(sentences)
     into_RL[~said_R] = 0
-    said = [sentence for sentence in sentences if sentence.strip()]
-    return said_R, tokenizer.genes_surviving(said) * len(said) if said else 0.0
+    return said_R, int(surviving_R.sum())

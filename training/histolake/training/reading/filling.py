@@ -90,7 +90,7 @@ class Filling:
     drawn: Drawn | None
     _tensors: dict[str, torch.Tensor] = field(init=False)
     _has: dict[str, np.ndarray] = field(init=False)
-    _parts: list[Future[float]] = field(init=False, default_factory=list)
+    _parts: list[Future[int]] = field(init=False, default_factory=list)
 
     def begin(self, pool: ThreadPoolExecutor) -> Filling:
         """Hand the rows to a pool of threads."""
@@ -139,11 +139,11 @@ class Filling:
             out_BK[segment.at : segment.at + len(rows), : rows.shape[1]] = rows
         return torch.from_numpy(out_BK)
 
-    def _fill(self, part: Segment) -> float:
+    def _fill(self, part: Segment) -> int:
         """Fill in some rows; gives how many genes of their sentences reach the model, added up."""
         window, here = part.window, slice(part.at, part.at + part.stop - part.first)
         table = window.rows.table.slice(part.first, part.stop - part.first)
-        surviving = 0.0
+        surviving = 0
         for each in self.frame.inputs:
             into, has = self._tensors[each.key][here].numpy(), self._has[each.key]
             if isinstance(each, Picture):

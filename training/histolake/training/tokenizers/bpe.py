@@ -32,6 +32,10 @@ class BpeTokenizer:
         """Token ids, int64 (N, context): start, symbols, end, zeros. A long sentence is cut before its end token."""
         return self._table.rows(sentences, self.context)
 
+    def counted(self, sentences: Sequence[str | None] | Any) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and how many symbols of each sentence survive, int64 (N,); also of an Arrow array."""
+        return self._table.counted(sentences, self.context)
+
     def genes_surviving(self, sentences: Sequence[str | None]) -> float:
         """Mean number of whole symbols of a sentence that fit in the context; NaN for no sentences."""
         return self._table.surviving(sentences, self.context)

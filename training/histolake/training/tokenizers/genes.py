@@ -60,6 +60,10 @@ class GeneTokenizer:
         """Token ids, int64 (N, context): start, genes, end, zeros. A long sentence is cut before its end token."""
         return self._table.rows(sentences, self.context)
 
+    def counted(self, sentences: Sequence[str | None] | Any) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and how many symbols of each sentence survive, int64 (N,); also of an Arrow array."""
+        return self._table.counted(sentences, self.context)
+
     def genes_surviving(self, sentences: Sequence[str | None]) -> float:
         """Mean number of a sentence's symbols that fit and that the vocabulary knows; NaN for no sentences."""
         return self._table.surviving(sentences, self.context)

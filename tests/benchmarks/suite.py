@@ -1,12 +1,13 @@
-"""All benchmarks of the ingest and of reading, one after the other: `make bench-ingest`.
+"""All benchmarks of a part, one after the other: `make bench-ingest`, `make bench-train`.
 
-    python -m tests.benchmarks.bench_ingest [--only NAME]... [--quick] [--work DIR] [--out bench-output/ingest.json]
-    python -m tests.benchmarks.bench_ingest --render tests/benchmarks/results/FILE.json
+    python -m tests.benchmarks.suite ingest|train [--only NAME]... [--quick] [--work DIR] [--out FILE.json]
+    python -m tests.benchmarks.suite --render tests/benchmarks/results/FILE.json
 
 Each runs in a process of its own, so that none inherits the caches, the threads or the memory of another. The figures
-are merged into one flat JSON object with the machine, the time and, for each benchmark, the minutes it took and the
-commit it ran at. `--only` keeps the other figures of the file as they are. `--render` measures nothing: it writes the
-table of a result into docs/speed.md.
+are merged into one flat JSON object (`bench-output/ingest.json`, `bench-output/train.json`) with the machine, the time
+and, for each benchmark, the minutes it took and the commit it ran at. `--only` keeps the other figures of the file as
+they are. `--render` measures nothing: it writes the table of a result into docs/speed.md, to the part that its name
+begins with.
 
 The machine should do nothing else meanwhile.
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,36 +30,32 @@ from tests.benchmarks import page
 from tests.benchmarks.goals import GOALS
 from tests.benchmarks.machine import commit, description
 
-__all__ = ["BENCHMARKS", "main"]
+__all__ = ["SUITES", "main"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-OUT = ROOT / "bench-output" / "ingest.json"
-BENCHMARKS = ("codec", "workers", "append_cost", "driver_memory", "reading", "ann")
+SUITES: Mapping[str, Sequence[str]] = {
+    "ingest": ("codec", "workers", "append_cost", "driver_memory", "reading", "ann"),
+    "train": ("loader", "train_start"),
+}
 FOLDERS = {"codec": "slides", "workers": "slides"}  # they read the same generated slides
 LONGEST_S = 25 * 60  # after which a benchmark is taken for stuck
 QUICK_S = 5 * 60
 
 
-def present() -> list[str]:
-    """The benchmarks that are there."""
-    return [name for name in BENCHMARKS if (HERE / f"{name}.py").exists()]
+def present(suite: str) -> list[str]:
+    """The benchmarks of a suite that are there."""
+    return [name for name in SUITES[suite] if (HERE / f"{name}.py").exists()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; 1 where a benchmark failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=present(), help="one benchmark; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="under a minute each; the figures mean little")
-    parser.add_argument("--work", type=Path, help="folder for what is written on the way (a temporary one by default)")
-    parser.add_argument("--out", type=Path, default=OUT, help="the file of figures (bench-output/ingest.json)")
-    parser.add_argument("--render", type=Path, metavar="FILE", help="write the table of a result into docs/speed.md")
-    given = parser.parse_args(arguments)
+    given = _asked(arguments)
     if given.render is not None:
         page.write(given.render)
         return 0
-    names = given.only or present()
-    figures: dict[str, Any] = _figures_of(given.out) if given.only else {}
+    names, out = given.only or present(given.suite), given.out or ROOT / "bench-output" / f"{given.suite}.json"
+    figures: dict[str, Any] = _figures_of(out) if given.only else {}
     failed = []
     with tempfile.TemporaryDirectory(prefix="histolake-bench-") as scratch:
         for name in names:
@@ -67,11 +64,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed.append(name)
                 continue
             figures |= found
-            _write(figures, given.out, quick=given.quick)
+            _write(figures, out, quick=given.quick)
     print(page.table(figures, plain=True))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, read; ends the program where it cannot be meant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="the part whose benchmarks are run")
+    parser.add_argument("--only", action="append", metavar="NAME", help="one benchmark; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="under a minute each; the figures mean little")
+    parser.add_argument("--work", type=Path, help="folder for what is written on the way (a temporary one by default)")
+    parser.add_argument("--out", type=Path, help="the file of figures (bench-output/SUITE.json)")
+    parser.add_argument("--render", type=Path, metavar="FILE", help="write the table of a result into docs/speed.md")
+    given = parser.parse_args(arguments)
+    if given.render is not None:
+        return given
+    if given.suite is None:
+        parser.error(f"name a suite ({' or '.join(sorted(SUITES))}), or a result with --render")
+    if unknown := sorted(set(given.only or ()) - set(present(given.suite))):
+        parser.error(f"--only {unknown[0]}: the suite has {', '.join(present(given.suite))}")
+    return given
 
 
 def run(name: str, work: Path, *, quick: bool = False) -> dict[str, Any] | None:
