@@ -12,13 +12,15 @@ backward pass, so its forward pass counts once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolake.training.inputs import Input, Picture, Profile, Sentence
@@ -147,7 +149,7 @@ def footprint(model: nn.Module, rows: int, *, half: bool = True) -> Footprint:
     dtype = torch.bfloat16 if half else None
     with _on_meta(model, dtype, gradients=True) as run, torch.enable_grad():
         own = {tensor.untyped_storage()._cdata for tensor in run.tensors}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
             out = run(example_batch(_inputs(model), ROWS))
         activations = sum(size for storage, size in kept.items() if storage not in own) / ROWS
         del out
@@ -177,6 +179,24 @@ class _Run:
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> Any:
         return torch.func.functional_call(self._model, self._stand_ins, (batch,))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as a GPU's fused kernels do it, which keep no scores; on meta tensors torch would write them out."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **named)
+        query, key, value, *rest = args
+        mask = rest[0] if rest else named.get("attn_mask")
+        dropped = rest[1] if len(rest) > 1 else named.get("dropout_p", 0.0)
+        if mask is not None:
+            mask = mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+        found = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, dropped)
+        return found[0]
 
 
 @contextmanager
