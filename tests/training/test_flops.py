@@ -11,7 +11,7 @@ from histolake.training.flops import Flops, example_batch, footprint, forward_fl
 from histolake.training.inputs import Picture, Profile, Sentence, Vector
 from histolake.training.models.coca import build_coca
 from histolake.training.models.coca_presets import COCA_PRESETS
-from histolake.training.models.st_align.model import StAlignConfig, StAlign
+from histolake.training.models.st_align.model import StAlign, StAlignConfig
 
 
 def on_meta(**changed: Any) -> Any:
@@ -133,7 +133,7 @@ def test_example_batches_are_what_the_inputs_say() -> None:
         "niche_profile": ((3, 3), torch.float32),
         "vector": ((3, 5), torch.float32),
     }
-    assert 1 <= made["sentence"].min() and made["sentence"].max() < 10 and made["niche_profile"].min() >= 0
+    assert made["sentence"].min() >= 1 and made["sentence"].max() < 10 and made["niche_profile"].min() >= 0
     again = example_batch(inputs, 3, "cpu", words=10)
     assert all(torch.equal(made[key], again[key]) for key in made)
     assert {value.device.type for value in example_batch(inputs, 3).values()} == {"meta"}

@@ -71,8 +71,8 @@ def gradients(encoder: nn.Module, rows: int = 6, precision: str = "float32") -> 
 def test_precisions_are_switched_and_unknown_ones_refused() -> None:
     for precision in PRECISIONS:
         compute_in(precision, "cpu")
-        assert torch.get_float32_matmul_precision() == ("highest" if precision == "float32" else "high")
-        assert torch.backends.cudnn.allow_tf32 is (precision != "float32")
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+        assert torch.backends.cudnn.allow_tf32 is (precision == "tf32")
         with autocast(precision, "cpu")():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -2,7 +2,7 @@
 
     float32   full single precision
     tf32      single precision whose matrix products round their factors to 10 bits on GPUs that have it
-    bf16      products in bfloat16 by autocast, weights and everything delicate in single precision
+    bf16      products in bfloat16 by autocast; weights, sums, and what lies outside (the scores) in single precision
 
 Torch only. What is switched here holds for the process (that is how torch keeps it): one call of `compute_in` before
 the first step, then `autocast` around every forward pass.
@@ -11,13 +11,15 @@ the first step, then `autocast` around every forward pass.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from histolake.platform.errors import UsageError
 
@@ -39,7 +41,7 @@ def compute_in(precision: str, device: torch.device | str) -> None:
     device = torch.device(device)
     if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise UsageError(f"{torch.cuda.get_device_name(device)} has no bfloat16 units; set precision to float32.")
-    rounded = precision != "float32"
+    rounded = precision == "tf32"
     torch.set_float32_matmul_precision("high" if rounded else "highest")
     torch.backends.cudnn.allow_tf32 = rounded
 
@@ -70,8 +72,9 @@ def attention_kernels(device: torch.device | str, first: str = "best") -> Iterat
 
     Torch asks flash attention first everywhere. On Hopper (H100, H200) cuDNN's is 1.7 to 2.3 times as fast at shapes of
     training, on A100 and Blackwell slower (measured in huggingface/transformers#48163): so `best` is cuDNN on Hopper
-    and torch's own order elsewhere. A preference: what a kernel cannot do goes to the next. What was compiled inside
-    stays with the kernel that it was compiled with.
+    and torch's own order elsewhere, and where a trial shows that this build of cuDNN cannot do the shapes of a CLIP. A
+    preference: what a kernel does not take goes to the next. What was compiled inside stays with the kernel that it was
+    compiled with.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -79,17 +82,29 @@ def attention_kernels(device: torch.device | str, first: str = "best") -> Iterat
         raise UsageError(f"attention is {first!r}; it must be best, flash or cudnn.")
     device = torch.device(device)
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
-    if first == "flash" or not (hopper or first == "cudnn"):
+    if first == "flash" or (first == "best" and not (hopper and _cudnn_attends(device))):
         yield
         return
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    with sdpa_kernel(order, set_priority=True):
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *others], set_priority=True):
         yield
+
+
+@cache
+def _cudnn_attends(device: torch.device) -> bool:
+    """Whether cuDNN's attention, asked first, gets through a CLIP's shapes: pictures, and sentences with a mask."""
+    for heads, tokens, masked in ((16, 257, False), (12, 77, True)):
+        three = torch.randn(3, 2, heads, tokens, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        mask = torch.zeros(2, 1, tokens, tokens, device=device, dtype=torch.bfloat16) if masked else None
+        try:
+            with torch.enable_grad(), attention_kernels(device, "cudnn"):
+                F.scaled_dot_product_attention(*three.unbind(), attn_mask=mask).sum().backward()
+        except RuntimeError as error:
+            warnings.warn(
+                f"cuDNN's attention fails here ({str(error)[:200]}); torch's own order is kept.", stacklevel=2
+            )
+            return False
+    return True
 
 
 def compiled(model: nn.Module, how: str, *, backend: str = "inductor") -> nn.Module:

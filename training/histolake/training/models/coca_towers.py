@@ -27,7 +27,7 @@ __all__ = ["image_latent", "text_latent"]
 
 
 def image_latent(visual: Any, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-    """The picture's vector (B, E), not yet of unit length, of an open_clip `VisionTransformer` with its usual pooler."""
+    """The picture's vector (B, E), not yet of unit length, of an open_clip `VisionTransformer` with a pooler."""
     tokens_BPD = visual.transformer(_embedded_patches(visual, pixels_BCHW))
     pooler = visual.attn_pool
     seen_BPD = pooler.ln_k(tokens_BPD)

@@ -213,7 +213,7 @@ class StAlign(nn.Module):
             parts += list(getattr(self.image_encoder.tower.net, "blocks", []))
         if "niche_genes" in self.bodies and isinstance(self.bodies["niche_genes"], NicheGeneEncoder):
             parts += list(self.bodies["niche_genes"].layers.layers)
-        spot = self.bodies["spot_image"] if "spot_image" in self.bodies else None
+        spot = dict(self.bodies.named_children()).get("spot_image")
         shared = (SharedBatchNorm2d, nn.SyncBatchNorm)
         if isinstance(spot, SpotImageEncoder) and not any(isinstance(each, shared) for each in spot.modules()):
             parts.append(spot.net)
