@@ -42,4 +42,7 @@ GOALS: Mapping[str, Goal] = {
     "random_vs_webdataset": Goal(what="batches of 256 random pairs, rate over WebDataset shards'", least=1.0),
     "scan_vs_parquet": Goal(what="a full scan, rate over tuned Parquet's", least=1.0),
     "scan_vs_webdataset": Goal(what="a full scan, rate over WebDataset shards'", least=1.0),
+    "mfu": Goal(what="model FLOPs utilisation of ViT-L/14 in training, the worst batch, on one H200", least=0.45),
+    "step_speedup_vs_open_clip": Goal(what="a step's speed over open_clip's own with its decoder", least=1.3),
+    "step_speedup_vs_open_clip_no_decoder": Goal(what="the same without its decoder", least=1.0),
 }

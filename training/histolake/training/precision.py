@@ -63,7 +63,7 @@ def be_deterministic(on: bool) -> None:
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = not on
     # Filling fresh memory finds reads of what was never written; nothing here does that, and it costs a pass each time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch makes it on the fly
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _cudnn_attends(device: torch.device) -> bool:
         mask = torch.zeros(2, 1, tokens, tokens, device=device, dtype=torch.bfloat16) if masked else None
         try:
             with torch.enable_grad(), attention_kernels(device, "cudnn"):
-                F.scaled_dot_product_attention(*three.unbind(), attn_mask=mask).sum().backward()
+                F.scaled_dot_product_attention(three[0], three[1], three[2], attn_mask=mask).sum().backward()
         except RuntimeError as error:
             warnings.warn(
                 f"cuDNN's attention fails here ({str(error)[:200]}); torch's own order is kept.", stacklevel=2

@@ -53,7 +53,8 @@ class PackedAttention(nn.Module):
         weights, biases = self.in_proj_weight, self.in_proj_bias
         query_B1D = F.linear(seen_BLD[:, -1:], weights[:width], biases[:width])
         both_BLE = F.linear(seen_BLD, weights[width:], biases[width:])
-        return self._answer(*self._split(query_B1D), *self._split(both_BLE), mask)
+        (query_BH1d,), (key_BHLd, value_BHLd) = self._split(query_B1D), self._split(both_BLE)
+        return self._answer(query_BH1d, key_BHLd, value_BHLd, mask)
 
     def _split(self, packed_BLE: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One, two or three times the width as so many views (B, H, L, D / H)."""
