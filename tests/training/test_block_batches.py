@@ -15,12 +15,13 @@ import pytest
 from histolake.platform.lake import Lake, Snapshot
 from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.inputs import Picture, Sentence
-from histolake.training.loop import TrainPlan, first_pictures, make_reader, training_pairs
+from histolake.training.loop import TrainPlan
+from histolake.training.loop.parts import first_pictures, make_reader
 from histolake.training.models import build_encoder, load_model, save_model
 from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
 from histolake.training.reference import write_reference
-from histolake.training.run import choose_sides
+from histolake.training.sides import choose_sides
 from histolake.training.tokenizers import make_tokenizer
 
 # Spots lie 200 um apart; blocks of 400 um, and a gap of less than the pitch, leave two thirds of them in.
@@ -87,7 +88,7 @@ def test_workers_plan_from_the_split_what_the_driver_counts(snapshot: Snapshot, 
         run_name="r",
         storage=str(tmp_path),
     )
-    planned = training_pairs(snapshot, plan)
+    planned = plan.pairs(snapshot)
     assert planned.parts() == pairs.parts()
     codes = side_of_each(snapshot)
     ids = make_reader(planned, plan, INPUTS, TOKENIZER, 0, 1).batch(0).pair_ids

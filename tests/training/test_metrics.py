@@ -60,6 +60,18 @@ def test_chosen_genes_are_the_most_variable_of_the_well_expressed() -> None:
     assert 8 not in chooser.choose(10)
 
 
+def test_genes_are_chosen_alike_from_many_spots_at_once() -> None:
+    draw = np.random.default_rng(1)
+    sizes = draw.integers(0, 9, 40)
+    ids = [np.sort(draw.choice(12, size, replace=False)) for size in sizes]
+    counts = [draw.integers(0, 50, size).astype(float) for size in sizes]
+    one, all_at_once = GeneChooser(), GeneChooser()
+    for spot in zip(ids, counts, strict=True):
+        one.add(*spot)
+    all_at_once.add(np.concatenate(ids), np.concatenate(counts), sizes)
+    assert one.choose(8).tolist() == all_at_once.choose(8).tolist() and len(one.choose(8)) == 8
+
+
 def test_the_learning_rate_rises_then_falls_to_the_floor() -> None:
     rates = [warmup_cosine(step, steps=100, warmup_steps=10, floor=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0

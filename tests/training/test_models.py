@@ -12,7 +12,8 @@ import torch
 
 from histolake.platform.errors import ModelError, UsageError
 from histolake.platform.lake import Snapshot
-from histolake.training.models import Model, build_encoder, load_model, save_model
+from histolake.training.models import build_encoder, load_model, save_model
+from histolake.training.models.files import config_defaults
 from histolake.training.recipes import RECIPES, Recipe, find_recipe, with_overrides
 from histolake.training.tokenizers import BpeTokenizer
 
@@ -27,7 +28,7 @@ def card_of(recipe: Recipe) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "embed_dim": recipe.model["embed_dim"],
-        "image_px": recipe.image_px,
+        "image_px": recipe.model["image_px"],
         "tokenizer": "bpe",
         "context": recipe.context,
         "config": dict(recipe.model),
@@ -75,7 +76,7 @@ def test_coca_is_open_clips_and_its_contrastive_half_gives_the_same_vectors(micr
 def test_every_weight_that_is_trained_has_a_gradient(micro: Recipe) -> None:
     for recipe in (micro, clip_recipe()):
         encoder = build_encoder(recipe.model).train()
-        images = torch.randint(0, 255, (4, recipe.image_px, recipe.image_px, 3), dtype=torch.uint8)
+        images = torch.randint(0, 255, (4, recipe.model["image_px"], recipe.model["image_px"], 3), dtype=torch.uint8)
         tokens = torch.from_numpy(BpeTokenizer()(["VIM", "ACTB", "KRT18", "IGKC"]))
         vectors = encoder({"niche_image": images, "sentence": tokens})
         (vectors["scale"] * (vectors["image"] * vectors["text"]).sum()).backward()
@@ -129,10 +130,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path, micro: Recipe) -> None:
 
 def test_recipes_can_be_built_and_a_wrong_key_names_the_nearest() -> None:
     for recipe in RECIPES.values():
-        encoder = build_encoder(recipe.model)
-        assert (
-            Model(encoder, BpeTokenizer(recipe.context), {"image_px": recipe.image_px}).embed_dim == encoder.embed_dim
-        )
+        assert set(recipe.model) - {"architecture"} <= set(config_defaults(recipe.model["architecture"])), recipe.name
+    for name in ("coca-tiny", "coca-tiny-genes", "clip-lite0", "st-align-tiny"):
+        model = dict(RECIPES[name].model)
+        encoder = build_encoder(model | ({"gene_ids": range(64)} if model["architecture"] == "st-align" else {}))
+        assert encoder.embed_dim == model["embed_dim"] == 128
     changed = with_overrides(find_recipe("coca-tiny"), {"lr": "0.01", "model.image_layers": "2", "steps": "7"})
     assert (changed.lr, changed.model["image_layers"], changed.steps) == (0.01, 2, 7)
     for key, value, words in (

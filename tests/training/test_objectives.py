@@ -239,3 +239,43 @@ def test_a_cached_gradient_is_the_direct_one(chunks: int) -> None:
 def test_captions_are_not_cached() -> None:
     with pytest.raises(UsageError, match="caption_logits cannot be cached"):
         backward(Towers(), [whole_batch()], Contrastive())
+
+
+def test_scores_are_computed_in_full_inside_autocast() -> None:
+    draw = torch.Generator().manual_seed(5)
+    x, y = (F.normalize(torch.randn(64, 16, generator=draw), dim=1) for _ in range(2))
+    found = {"image": x, "text": F.normalize(x + 0.3 * y, dim=1), "scale": torch.tensor(100.0)}
+    for objective in (Contrastive(), Smoothed()):
+        want = objective(found)["loss"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(objective(found)["loss"], want, rtol=1e-6, atol=0)
+
+
+def test_running_statistics_are_counted_once_by_gradient_caching() -> None:
+    class Normed(Towers):
+        """Towers behind a BatchNorm."""
+
+        def __init__(self) -> None:
+            super().__init__(captions=False)
+            self.norm = torch.nn.BatchNorm1d(joined_batch.WIDTH, dtype=torch.float64)
+
+        def forward(self, batch: joined_batch.Batch) -> dict[str, torch.Tensor]:
+            return super().forward({**batch, "image": self.norm(batch["image"])})
+
+    model, batch = Normed(), whole_batch()
+    chunks = [{name: value[first : first + 8] for name, value in batch.items()} for first in (0, 8)]
+    backward(model, chunks, Contrastive())
+    other = torch.nn.BatchNorm1d(joined_batch.WIDTH, dtype=torch.float64)
+    for chunk in chunks:
+        other(chunk["image"])
+    torch.testing.assert_close(model.norm.running_mean, other.running_mean)
+    assert int(model.norm.num_batches_tracked) == 2
+
+
+def test_values_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match="must be 0 or more"):
+        Captioned(weight=-1.0)
+    with pytest.raises(UsageError, match="neither may be negative"):
+        SpotNiche(spot=float("nan"))
+    with pytest.raises(UsageError, match=r"is \(5, 1\); it must be \(5, 5\)"):
+        Contrastive()(vectors(), ignore_BN=torch.zeros(5, 1, dtype=torch.bool))

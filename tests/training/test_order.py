@@ -97,3 +97,14 @@ def test_an_order_in_groups_is_a_pure_function_too() -> None:
 
     assert sequence(make(), 12, 4) == sequence(make(), 12, 1)
     assert sequence(make(), 12, 1, 9) == sequence(make(), 12, 1)[72:]
+
+
+def test_threads_at_different_epochs_share_an_order() -> None:
+    """One reads ahead while another makes batches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    order = Order(CHUNKS, seed=1, global_batch=8, window_rows=12)
+    want = [sequence(Order(CHUNKS, seed=1, global_batch=8, window_rows=12), step + 1, 1, step) for step in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        steps = [step for turn in range(20) for step in (turn, 59 - turn, turn + 30, 29 - turn)]
+        assert list(pool.map(lambda step: sequence(order, step + 1, 1, step), steps)) == [want[step] for step in steps]

@@ -26,7 +26,8 @@ from histolake.training.progress import Watcher, make_board
 from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
 from histolake.training.registry import lineage, list_models, promote, resolve_model
-from histolake.training.run import choose_sides, train
+from histolake.training.run import train
+from histolake.training.sides import choose_sides
 
 SPLIT = Split.named(train=["gen/A", "gen/B"], validation=["gen/C"], test=["gen/D"])
 
@@ -142,6 +143,7 @@ def test_a_resumed_run_and_the_undisturbed_one_have_the_same_losses(
             lake_uri=snapshot.lake.uri,
             lake_version=snapshot.version,
             slide_ids=("gen/A", "gen/B"),
+            steps=recipe.steps,
             workers=2,
             run_name="run",
             storage=str(workplace / folder),
@@ -239,7 +241,8 @@ def test_a_filter_leaves_slides_out_and_moves_none(tmp_path: Path, generated_lak
 
 def test_recipes_are_listed_for_programs() -> None:
     listed = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
-    assert [row["name"] for row in listed] == ["clip-lite0", "coca-tiny"]
+    names = [row["name"] for row in listed]
+    assert names == sorted(names) and {"clip-lite0", "coca-tiny", "omiclip", "st-align", "st-align-tiny"} <= set(names)
     assert all(isinstance(value, str | int | float | bool) for row in listed for value in row.values())
 
 

@@ -47,17 +47,23 @@ class GeneChooser:
         self._sum = np.zeros(0)
         self._squares = np.zeros(0)
 
-    def add(self, gene_ids: np.ndarray, counts: np.ndarray) -> None:
-        """Count in one spot."""
-        self._spots += 1
-        total = float(np.sum(counts))
-        if total <= 0:
+    def add(self, gene_ids: np.ndarray, counts: np.ndarray, sizes_N: np.ndarray | None = None) -> None:
+        """Count in some spots, whose profiles follow each other: `sizes_N` says how many genes each has; without it
+        they are all of one spot."""
+        sizes_N = np.array([len(gene_ids)]) if sizes_N is None else np.asarray(sizes_N)
+        self._spots += len(sizes_N)
+        counts = np.asarray(counts, dtype=np.float64)
+        row = np.repeat(np.arange(len(sizes_N)), sizes_N)
+        total_N = np.bincount(row, weights=counts, minlength=len(sizes_N))
+        used = total_N[row] > 0
+        gene_ids, counts, row = np.asarray(gene_ids)[used], counts[used], row[used]
+        if not len(gene_ids):
             return
-        self._grow(int(gene_ids.max()) + 1)
-        value = np.log1p(np.asarray(counts, dtype=np.float64) / total * TARGET_SUM)
-        self._seen[gene_ids] += np.asarray(counts) > 0
-        self._sum[gene_ids] += value
-        self._squares[gene_ids] += value**2
+        size = int(gene_ids.max()) + 1
+        self._grow(size)
+        value = np.log1p(counts / total_N[row] * TARGET_SUM)
+        for total, weights in ((self._seen, counts > 0), (self._sum, value), (self._squares, value**2)):
+            total[:size] += np.bincount(gene_ids, weights=weights, minlength=size)
 
     def choose(self, count: int) -> np.ndarray:
         """gene_ids of at most `count` genes by falling variance of the normalised value; ties by id."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from histolake.platform.splits import Selection, Split, mark_of
-from histolake.training.expression import GeneChooser, normalised
+from histolake.training.gene_choice import variable_genes
 from histolake.training.metrics import pearson_per_gene, recall_at
 from histolake.training.models.base import Model
 
@@ -70,7 +70,7 @@ def write_reference(
     train, validation = (Selection.of(snapshot, split, sides, side) for side in ("train", "validation"))
     target = folder / "reference"
     target.mkdir(parents=True, exist_ok=True)
-    gene_ids = _choose_genes(train)
+    gene_ids = variable_genes(train, GENES)
     reference = embed_slides(model, train, gene_ids, on_progress)
     held_out = embed_slides(model, validation, gene_ids, on_progress) if validation.slide_ids else None
 
@@ -87,45 +87,42 @@ def write_reference(
 
 
 def embed_slides(model: Model, pairs: Selection, gene_ids: np.ndarray, on_progress: Any = None) -> Embedded:
-    """Both vectors and the normalised expression of some pairs, a batch of rows at a time."""
-    image_column = model.card["image_column"]
+    """The vectors of picture and genes (see `models.base.compared`) and the normalised expression of some pairs, a
+    batch of rows at a time."""
+    import torch
+
+    from histolake.training.inputs import Profile, Sentence
+    from histolake.training.models.base import compared, present_vectors
+    from histolake.training.reading import PairReader, ReadOptions
+
+    encoder = model.encoder
+    names = compared(encoder.vector_needs)
+    options = ReadOptions(shuffled=False, global_batch=model.batch)
+    tokenizers = {each.key: model.tokenizer for each in encoder.inputs if isinstance(each, Sentence)}
+    reader = PairReader(pairs, encoder.inputs, options, tokenizers=tokenizers)
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    with torch.inference_mode():
+        for batch in reader.batches(0, reader.order.steps_per_epoch):
+            here = batch.to(model.device)
+            vectors, has = encoder(here.tensors), present_vectors(encoder.vector_needs, here.present)
+            for name, parts in zip(names, found, strict=True):
+                rows_BD = vectors[name].float()
+                parts.append((rows_BD * has[name][:, None] if name in has else rows_BD).cpu().numpy())
+            if on_progress is not None:
+                on_progress(len(batch.pair_ids))
     rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    wanted = [*COLUMNS, image_column, "gene_ids", "counts"]
-    for batch in pairs.pairs(wanted, batch_rows=128):
+    for some in pairs.pairs(list(COLUMNS)):
         for name in COLUMNS:
-            rows[name] += batch[name].to_pylist()
-        profiles = [_profiles(batch[name]) for name in ("gene_ids", "counts")]
-        parts.append(
-            (
-                model.embed_images(batch[image_column].to_pylist()),
-                model.embed_sentences(batch["sentence"].to_pylist()),
-                normalised(profiles[0], profiles[1], gene_ids),
-            )
-        )
-        if on_progress is not None:
-            on_progress(len(batch))
-    images, texts, expressions = ([part[k] for part in parts] for k in range(3))
-    return Embedded(
-        rows=rows,
-        image_ND=np.concatenate(images),
-        text_ND=np.concatenate(texts),
-        expression_NG=np.concatenate(expressions),
-    )
-
-
-def _profiles(column: Any) -> list[np.ndarray]:
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    ends = np.cumsum(np.asarray([len(row) for row in column]))
-    return np.split(flat, ends[:-1])
-
-
-def _choose_genes(pairs: Selection) -> np.ndarray:
-    chooser = GeneChooser()
-    for batch in pairs.pairs(["gene_ids", "counts"], batch_rows=256):
-        for ids, counts in zip(_profiles(batch["gene_ids"]), _profiles(batch["counts"]), strict=True):
-            chooser.add(ids, counts)
-    return chooser.choose(GENES)
+            rows[name] += some[name].to_pylist()
+    expression_NG = np.zeros((len(rows["pair_id"]), len(gene_ids)), dtype=np.float32)
+    if len(gene_ids):
+        measured = PairReader(pairs, (Profile(of="spot", gene_ids=tuple(gene_ids.tolist())),), options)
+        done = 0
+        for batch in measured.batches(0, measured.order.steps_per_epoch):
+            expression_NG[done : done + len(batch.pair_ids)] = batch.tensors["profile"].numpy()
+            done += len(batch.pair_ids)
+    image_ND, text_ND = (np.concatenate(parts) for parts in found)
+    return Embedded(rows=rows, image_ND=image_ND, text_ND=text_ND, expression_NG=expression_NG)
 
 
 def calibrate(reference: Embedded, held_out: Embedded | None) -> dict[str, Any]:

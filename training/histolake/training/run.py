@@ -11,31 +11,29 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolake.platform.cluster import ClusterSettings, start_ray
-from histolake.platform.errors import UsageError
-from histolake.platform.splits import BLOCKS, LEFT_OUT, SIDES, Selection, Split, mark_of
+from histolake.platform.errors import ModelError
+from histolake.platform.splits import Selection, Split, mark_of
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
-from histolake.training.loop import CHECKPOINT_FILE, TrainPlan, fit
+from histolake.training.loop import BEST_BY, TrainPlan, fit, read_state
+from histolake.training.planning import make_plan
 from histolake.training.progress import Watcher, make_board
 from histolake.training.recipes import Recipe, as_params
+from histolake.training.sides import check_request, choose_sides
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from histolake.platform.lake import Snapshot
-    from histolake.training.tokenizers import Tokenizer
 
 __all__ = ["Trained", "train"]
 
-LOW_RESOLUTION = "low_resolution"
-NO_IMAGE = "image: none"
-NAMED = 10  # slides named in a message
 SENTENCES_SAMPLED = 2000  # for the mean number of genes that survive the tokenizer
 
 
@@ -59,7 +57,7 @@ class Trained:
     loss_first: float
     loss_last: float
     pairs_per_s: float
-    genes_surviving_tokenizer: float
+    genes_surviving_tokenizer: float | None
     validation_recall_at_5pct: float | None
     validation_recall_at_10pct: float | None
     validation_pcc_mean: float | None
@@ -112,82 +110,19 @@ def train(
     )
     job.experiment_id = ensure_experiment(tracking, job.client)
     with tempfile.TemporaryDirectory(prefix="histolake-train-") as scratch:
-        plan = TrainPlan(
-            recipe=recipe,
-            lake_uri=snapshot.lake.uri,
-            lake_version=snapshot.version,
-            slide_ids=pairs.slide_ids,
-            blocks=split if split.kind == BLOCKS else None,
+        plan = make_plan(
+            recipe,
+            pairs,
+            split,
+            sides,
             workers=workers,
             run_name=run_name or f"{recipe.name}-{uuid.uuid4().hex[:8]}",
             storage=storage or scratch,
             max_failures=max_failures,
+            say=say,
         )
         with snapshot.reading(f"train {plan.run_name}"):
             return job.run(plan, cluster, Path(scratch), name or tracking.model, aliases, began)
-
-
-def choose_sides(
-    snapshot: Snapshot,
-    split: Split,
-    *,
-    include_low_resolution: bool,
-    where: str | None = None,
-    say: Callable[[str], None],
-) -> dict[str, str]:
-    """slide_id -> side of every slide on a side for which the filter is true. A slide of low resolution doesn't train
-    unless asked for; it may validate or test. One without an image is on no side. In a split by blocks the side is
-    `BLOCKS`, and a slide of low resolution is on none.
-
-    The sides are drawn before the filter, which moves no slide to another side: it only leaves slides out.
-    """
-    table = snapshot.slides()
-    flags = dict(zip(table["slide_id"].to_pylist(), table["flags"].to_pylist(), strict=True))
-    placings = split.placings(table)
-    for slide_id, placing in sorted(placings.items()):
-        if placing.side == LEFT_OUT and placing.rule != "unlisted":
-            say(f"left out by the split: {slide_id} {placing.why}")
-    sides = {slide_id: placing.side for slide_id, placing in placings.items() if placing.side in (*SIDES, BLOCKS)}
-    if where is not None:
-        meant = set(snapshot.slides(where=where)["slide_id"].to_pylist())
-        others = sorted(set(sides) - meant)
-        if others:
-            say(f"{len(others)} of {len(sides)} slides left out by the filter {where!r}: {_some(others)}")
-        sides = {slide_id: side for slide_id, side in sides.items() if slide_id in meant}
-    blind = sorted(slide_id for slide_id in sides if NO_IMAGE in (flags[slide_id] or []))
-    if blind:
-        say(f"left out, for they have no image: {_some(blind)}")
-        sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in blind}
-    if not include_low_resolution:
-        trains = ("train", BLOCKS)
-        coarse = sorted(s for s, side in sides.items() if side in trains and LOW_RESOLUTION in (flags[s] or []))
-        if coarse:
-            say(f"kept out of training for low resolution: {_some(coarse)} (--include-low-resolution takes them in)")
-        sides = {slide_id: side for slide_id, side in sides.items() if slide_id not in coarse}
-    return dict(sorted(sides.items()))
-
-
-def _some(slide_ids: Sequence[str]) -> str:
-    more = f" and {len(slide_ids) - NAMED} more" if len(slide_ids) > NAMED else ""
-    return ", ".join(slide_ids[:NAMED]) + more
-
-
-def check_request(recipe: Recipe, pairs: Selection, workers: int) -> None:
-    """Raise `UsageError` for what could only fail later."""
-    if workers < 1:
-        raise UsageError(f"{workers} workers cannot train; give at least 1.")
-    if not pairs.slide_ids:
-        raise UsageError("The training side of the split has no slides; name some, or widen the split or the filter.")
-    if (count := pairs.n_pairs) < recipe.global_batch:
-        raise UsageError(
-            f"There are {count} pairs to train on, fewer than one global batch of {recipe.global_batch}; "
-            "name more slides or set a smaller global_batch."
-        )
-    if recipe.global_batch % workers:
-        raise UsageError(
-            f"A global batch of {recipe.global_batch} cannot be divided among {workers} workers; "
-            "choose another number of workers or set global_batch."
-        )
 
 
 @dataclass(kw_only=True)
@@ -213,17 +148,13 @@ class _Job:
         aliases: tuple[str, ...],
         began: float,
     ) -> Trained:
-        from histolake.training.tokenizers import make_tokenizer
-
         tags = self._tags()
         run_id = self.client.create_run(self.experiment_id, run_name=plan.run_name, tags=tags).info.run_id
         try:
-            tokenizer = make_tokenizer(self.recipe.tokenizer, self.recipe.context)
-            surviving = tokenizer.genes_surviving(self._some_sentences())
-            self.say(f"{surviving:.1f} genes of a sentence survive the tokenizer on average")
+            surviving = self._surviving(plan)
             self._log_request(run_id, plan, surviving)
-            rows, checkpoint = self._fit(plan, cluster, run_id)
-            folder, figures = self._finish(scratch / "model", checkpoint, tokenizer, surviving, run_id)
+            rows, state = self._fit(plan, cluster, run_id)
+            folder, figures = self._finish(scratch / "model", state, plan, surviving, run_id)
             version = registry.register(
                 self.client, folder, run_id=run_id, name=name, tags=tags, aliases=(self.recipe.name, *aliases)
             )
@@ -252,15 +183,22 @@ class _Job:
         """What ties the validation side to the slides that train."""
         return mark_of("validation", self.snapshot.slides(), self.sides)
 
-    def _some_sentences(self) -> list[str]:
+    def _surviving(self, plan: TrainPlan) -> float | None:
+        """Mean number of a sentence's genes that reach the model; None for a model that reads no sentences."""
+        from histolake.training.models.files import config_defaults
+
+        if "tokenizer" not in config_defaults(self.recipe.model["architecture"]):
+            return None
         sentences: list[str] = []
         for batch in self.pairs.pairs(["sentence"]):
             sentences += batch["sentence"].to_pylist()
             if len(sentences) >= SENTENCES_SAMPLED:
                 break
-        return sentences
+        surviving = plan.tokenizer().genes_surviving(sentences)
+        self.say(f"{surviving:.1f} genes of a sentence survive the tokenizer on average")
+        return surviving
 
-    def _log_request(self, run_id: str, plan: TrainPlan, surviving: float) -> None:
+    def _log_request(self, run_id: str, plan: TrainPlan, surviving: float | None) -> None:
         from mlflow.entities import Param
 
         values = as_params(self.recipe) | {
@@ -269,28 +207,29 @@ class _Job:
             "where": self.where or "",
             "workers": plan.workers,
             "train_slides": len(plan.slide_ids),
+            "train_steps": plan.steps,
         }
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items()])
-        self.client.log_metric(run_id, "genes_surviving_tokenizer", surviving)
+        if surviving is not None:
+            self.client.log_metric(run_id, "genes_surviving_tokenizer", surviving)
         wanted = ["slide_id", "ingest_id", "study", "patient", "source", "licence"]
         known = {row["slide_id"]: row for row in self.snapshot.slides().select(wanted).to_pylist()}
         slides = [known[slide_id] | {"side": side} for slide_id, side in self.sides.items()]
         registry.write_json(self.client, run_id, LINEAGE_FILE, slides)
 
     def _fit(self, plan: TrainPlan, cluster: ClusterSettings, run_id: str) -> tuple[list[dict[str, Any]], Any]:
-        """Train; gives every step's row and the last checkpoint's state."""
-        import torch
-
+        """Train; gives every step's row and the state of the checkpoint that is to be published."""
         rows: dict[int, dict[str, Any]] = {}
+        stopped: list[str] = []
 
         def take(news: list[dict[str, Any]]) -> None:
+            stopped.extend(row["stopped"] for row in news if "stopped" in row)
+            news = [row for row in news if "stopped" not in row]
+            if not news:
+                return
             rows.update({int(row["step"]): row for row in news})
             _log_steps(self.client, run_id, news)
-            latest = news[-1]
-            self.say(
-                f"step {int(latest['step']) + 1}/{self.recipe.steps}  loss {latest['loss']:.3f}  "
-                f"{latest['pairs_per_s']:.0f} pairs/s"
-            )
+            self.say(_progress(news[-1], plan.steps))
 
         self.say(f"starting {plan.workers} workers for {self.recipe.name}")
         # Ray starts its processes by fork and exec, which Lance need not fear.
@@ -299,21 +238,27 @@ class _Job:
             board = make_board()
             with Watcher(board, take):
                 result = fit(plan, board)
-            with result.checkpoint.as_directory() as folder:
-                state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+            if stopped:
+                raise ModelError(stopped[0])
+            checkpoint = result.checkpoint
+            if self.recipe.publish == "best":
+                checkpoint = max(result.best_checkpoints, key=lambda each: each[1].get(BEST_BY, float("-inf")))[0]
+            with checkpoint.as_directory() as folder:
+                state = read_state(folder)
         return [rows[step] for step in sorted(rows)], state
 
     def _finish(
-        self, folder: Path, state: Any, tokenizer: Tokenizer, surviving: float, run_id: str
+        self, folder: Path, state: Any, plan: TrainPlan, surviving: float | None, run_id: str
     ) -> tuple[Path, Any]:
         """Write the model folder with its reference; gives it and the validation figures (None without that side)."""
         from histolake.training.models import build_encoder, load_model, save_model
         from histolake.training.reference import write_reference
 
-        card = self._card(tokenizer, surviving, run_id)
-        encoder = build_encoder(card["config"])
+        encoder = build_encoder(state["config"])
+        if hasattr(encoder, "load_frozen"):
+            encoder.load_frozen()
         encoder.load_state_dict(state["encoder"])
-        save_model(folder, encoder, card)
+        save_model(folder, encoder, self._card(encoder, state, plan, surviving, run_id))
         self.say("embedding the pairs for the reference")
         figures = write_reference(folder, load_model(folder), self.snapshot, self.sides, split=self.split).get(
             "validation"
@@ -324,22 +269,30 @@ class _Job:
                     self.client.log_metric(run_id, f"{registry.FIGURE_PREFIX}{key}", value)
         return folder, figures
 
-    def _card(self, tokenizer: Tokenizer, surviving: float, run_id: str) -> dict[str, Any]:
-        tags = self._tags()
+    def _card(
+        self, encoder: Any, state: Mapping[str, Any], plan: TrainPlan, surviving: float | None, run_id: str
+    ) -> dict[str, Any]:
+        from histolake.training.inputs import Picture, Sentence
+
+        column = self.recipe.image_column
+        px = next(each.px for each in encoder.inputs if isinstance(each, Picture) and each.column == column)
+        read = {}
+        if any(isinstance(each, Sentence) for each in encoder.inputs):
+            tokenizer = plan.tokenizer()
+            read = {"tokenizer": tokenizer.name, "context": tokenizer.context, "tokenizer_card": tokenizer.card()}
         return {
             "recipe": self.recipe.name,
-            "embed_dim": int(self.recipe.model["embed_dim"]),
-            "image_column": self.recipe.image_column,
+            "embed_dim": int(encoder.embed_dim),
+            "image_column": column,
             "image_um": self._image_um(),
-            "image_px": self.recipe.image_px,
-            "tokenizer": self.recipe.tokenizer,
-            "context": self.recipe.context,
-            "tokenizer_card": tokenizer.card(),
-            "config": self.recipe.encoder_config(tokenizer.vocab_size),
+            "image_px": px,
+            **read,
+            "config": state["config"],
+            "step": int(state["step"]),
             "lake": {"uri": self.snapshot.lake.uri, "version": self.snapshot.version},
             "split": self.split.to_dict(),
             "where": self.where,
-            "simulated": tags[registry.TAG_SIMULATED] == "true",
+            "simulated": self._tags()[registry.TAG_SIMULATED] == "true",
             "run_id": run_id,
             "genes_surviving_tokenizer": surviving,
         }
@@ -358,7 +311,7 @@ class _Job:
         plan: TrainPlan,
         rows: list[dict[str, Any]],
         figures: Any,
-        surviving: float,
+        surviving: float | None,
         name: str,
         version: str,
         run_id: str,
@@ -380,7 +333,7 @@ class _Job:
             validation_mark=self._mark(),
             train_slides=len(plan.slide_ids),
             train_pairs=self.pairs.n_pairs,
-            train_steps=self.recipe.steps,
+            train_steps=plan.steps,
             loss_first=float(np.mean(losses[:tenth])) if losses else float("nan"),
             loss_last=float(np.mean(losses[-tenth:])) if losses else float("nan"),
             pairs_per_s=float(np.median([row["pairs_per_s"] for row in rows])) if rows else float("nan"),
@@ -390,6 +343,13 @@ class _Job:
             validation_pcc_mean=None if figures is None else figures.pcc_mean,
             seconds=seconds,
         )
+
+
+def _progress(row: Mapping[str, Any], steps: int) -> str:
+    """A step in a line."""
+    held_out = f"  held-out Recall@10% {row[BEST_BY]:.3f}" if BEST_BY in row else ""
+    done = int(row["step"]) + 1
+    return f"step {done}/{steps}  loss {row['loss']:.3f}  {row['pairs_per_s']:.0f} pairs/s{held_out}"
 
 
 def _log_steps(client: MlflowClient, run_id: str, rows: list[dict[str, Any]]) -> None:

@@ -91,6 +91,6 @@ def variable_genes(sections: Sequence[Section], count: int) -> np.ndarray:
     """Ids of the `count` most variable of the well expressed genes of these sections."""
     chooser = GeneChooser()
     for section in sections:
-        for ids, counts in zip(section.gene_ids, section.counts, strict=True):
-            chooser.add(ids, counts)
+        sizes = np.array([len(ids) for ids in section.gene_ids])
+        chooser.add(np.concatenate(section.gene_ids), np.concatenate(section.counts), sizes)
     return chooser.choose(count)

@@ -19,7 +19,7 @@ from histolake.training.images import decode
 from histolake.training.inputs import Input
 from histolake.training.tokenizers.base import Tokenizer
 
-__all__ = ["EVAL_BATCH", "Encoder", "Model", "TwoTowers", "present_vectors"]
+__all__ = ["EVAL_BATCH", "Encoder", "Model", "TwoTowers", "compared", "present_vectors"]
 
 # Everything outside training is embedded in batches of this many, so that memory does not depend on the question.
 EVAL_BATCH = 32
@@ -66,6 +66,11 @@ def present_vectors(
             if key in present:
                 rows[name] = rows[name] & present[key] if name in rows else present[key]
     return rows
+
+
+def compared(names: Iterable[str]) -> tuple[str, str]:
+    """Of a model's vectors, the picture's and the genes' by which it is judged and by which pictures find genes."""
+    return ("image", "text") if "image" in set(names) else ("spot_image", "spot_genes")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from histolake.platform.errors import UsageError
 from histolake.training.objectives.base import NO_MASKS, Masks, Objective, present_in
 from histolake.training.objectives.contrastive import Contrastive
 from histolake.training.objectives.distributed import joined_sum, ranks
@@ -25,6 +26,10 @@ class Captioned:
     weight: float
     contrastive: Objective = field(default_factory=Contrastive)
     sentence: str = "sentence"  # the key of the tokens
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise UsageError(f"The weight of the caption loss is {self.weight:g}; it must be 0 or more.")
 
     def __call__(
         self,

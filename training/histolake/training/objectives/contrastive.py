@@ -14,7 +14,7 @@ import torch
 
 from histolake.training.objectives.base import NO_MASKS, Masks, present_in
 from histolake.training.objectives.distributed import first_row, gather_with_gradient
-from histolake.training.objectives.scores import Rows, cleared, mean_negatives, mean_over_rows
+from histolake.training.objectives.scores import Rows, cleared, in_full, mean_negatives, mean_over_rows
 
 __all__ = ["Contrastive", "info_nce"]
 
@@ -53,9 +53,10 @@ def info_nce(
 ) -> torch.Tensor:
     """The mean of both directions, or with `one_way` that from the first to the second alone; a scalar, this process's
     share (see `base`)."""
-    image_BD, text_BD = cleared(image_BD, rows.valid_B), cleared(text_BD, rows.valid_B)
-    loss = _direction(image_BD, text_BD, scale, rows, printed)
-    return loss if one_way else (loss + _direction(text_BD, image_BD, scale, rows, printed)) / 2
+    with in_full(image_BD.device):
+        image_BD, text_BD = cleared(image_BD, rows.valid_B), cleared(text_BD, rows.valid_B)
+        loss = _direction(image_BD, text_BD, scale, rows, printed)
+        return loss if one_way else (loss + _direction(text_BD, image_BD, scale, rows, printed)) / 2
 
 
 def _direction(

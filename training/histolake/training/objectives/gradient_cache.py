@@ -6,8 +6,8 @@ chunk is computed again, with a graph, and its vectors' gradients are sent throu
 chunk, for the price of a second forward pass. The gradient is that of the whole batch at once: dropout draws the same
 in both passes.
 
-What it cannot do: statistics over a batch (BatchNorm) are those of a chunk, and are counted twice; outputs that are
-no vectors, such as caption logits, are not cached.
+What it cannot do: statistics over a batch (BatchNorm) are those of a chunk; outputs that are no vectors, such as
+caption logits, are not cached.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def backward(
     inside `precision()` (autocast). Under DistributedDataParallel the processes meet once, with the last chunk, and all
     must have the same number of chunks.
     """
+    device = next(model.parameters()).device
     states, found = [], []
-    for chunk in chunks:
-        states.append(_random_state(chunk))
-        with torch.no_grad(), precision():
-            found.append(model(chunk))
+    with _counted_once(model):
+        for chunk in chunks:
+            states.append(_random_state(device))
+            with torch.no_grad(), precision():
+                found.append(model(chunk))
     if odd := [name for name, value in found[0].items() if name != SCALE and value.ndim != 2]:
         raise UsageError(
             f"Gradients of {', '.join(odd)} cannot be cached, for they are no vectors; set chunk_rows to 0, or the "
@@ -63,7 +65,7 @@ def backward(
         last = number == len(chunks) - 1
         rows = slice(first, first + len(next(value for name, value in found[number].items() if name != SCALE)))
         first = rows.stop
-        with _meeting(model, last), _replayed(state):
+        with _meeting(model, last), _replayed(state, device):
             with precision():
                 vectors = model(chunk)
             _send_back(vectors, leaves, rows, last)
@@ -91,17 +93,26 @@ def _meeting(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     return nullcontext() if last or wait is None else wait()
 
 
-def _random_state(chunk: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    device = next(iter(chunk.values())).device
+@contextmanager
+def _counted_once(model: nn.Module) -> Iterator[None]:
+    """Running statistics afterwards as they were before: the second pass counts them."""
+    counting = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    before = [{name: value.clone() for name, value in module.named_buffers(recurse=False)} for module in counting]
+    yield
+    for module, buffers in zip(counting, before, strict=True):
+        for name, value in buffers.items():
+            module.get_buffer(name).copy_(value)
+
+
+def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 @contextmanager
-def _replayed(state: tuple[torch.Tensor, torch.Tensor | None]) -> Iterator[None]:
+def _replayed(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> Iterator[None]:
     """Draw again what was drawn from this state on, and go on afterwards as if nothing had been drawn."""
-    devices = [] if state[1] is None else [torch.cuda.current_device()]
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[] if state[1] is None else [device]):
         torch.set_rng_state(state[0])
         if state[1] is not None:
-            torch.cuda.set_rng_state(state[1])
+            torch.cuda.set_rng_state(state[1], device)
         yield

@@ -14,7 +14,7 @@ import torch
 
 from histolake.training.objectives.base import NO_MASKS, Masks, present_in
 from histolake.training.objectives.distributed import gather_with_gradient
-from histolake.training.objectives.scores import Rows, cleared, mean_negatives, mean_over_rows
+from histolake.training.objectives.scores import Rows, cleared, in_full, mean_negatives, mean_over_rows
 
 __all__ = ["Smoothed"]
 
@@ -39,6 +39,11 @@ class Smoothed:
     ) -> dict[str, torch.Tensor]:
         """See `Objective`. `ignore_BN` must be symmetric over the joined batch. The part is `loss_image_text`."""
         rows = Rows.of(present_in(vectors, present, self.image, self.text), ignore_BN)
+        with in_full(rows.valid_B.device):
+            loss = self._loss(vectors, rows)
+        return {"loss": loss, "loss_image_text": loss.detach(), "negatives": mean_negatives(rows)}
+
+    def _loss(self, vectors: Mapping[str, torch.Tensor], rows: Rows) -> torch.Tensor:
         image_BD = cleared(vectors[self.image], rows.valid_B)
         text_BD = cleared(vectors[self.text], rows.valid_B)
         image_ND, text_ND = gather_with_gradient(image_BD), gather_with_gradient(text_BD)
@@ -51,8 +56,7 @@ class Smoothed:
         of_text = _cross_entropy(scale * text_BD @ image_ND.T, (alike_BN - norm_B[:, None]).exp(), rows)
         # The transposed targets: how much each other row points at this one.
         of_image = _cross_entropy(scale * image_BD @ text_ND.T, (alike_BN - norm_N[None, :]).exp(), rows)
-        loss = (of_text + of_image) / 2
-        return {"loss": loss, "loss_image_text": loss.detach(), "negatives": mean_negatives(rows)}
+        return (of_text + of_image) / 2
 
 
 def _cross_entropy(scores_BN: torch.Tensor, target_BN: torch.Tensor, rows: Rows) -> torch.Tensor:

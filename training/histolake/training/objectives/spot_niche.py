@@ -28,7 +28,7 @@ class SpotNiche:
     printed: bool = False  # the row's own pair is no part of the denominators (see `contrastive`)
 
     def __post_init__(self) -> None:
-        if min(self.spot, self.niche) < 0 or self.spot + self.niche > 1 + 1e-9:
+        if not (self.spot >= 0 and self.niche >= 0 and self.spot + self.niche <= 1 + 1e-9):
             raise UsageError(
                 f"The weights of the losses of spot and niche are {self.spot:g} and {self.niche:g}; neither may be "
                 "negative, nor both together more than 1."

@@ -65,20 +65,19 @@ class Frame:
 
     inputs: Sequence[Input]
     tokenizers: Mapping[str, Any]
-    rows: int
     pinned: bool
 
-    def empty(self) -> dict[str, torch.Tensor]:
-        """Tensors for the inputs, not filled in."""
-        return {each.key: self._empty(each) for each in self.inputs}
+    def empty(self, rows: int) -> dict[str, torch.Tensor]:
+        """Tensors for the inputs of so many pairs, not filled in."""
+        return {each.key: self._empty(each, rows) for each in self.inputs}
 
-    def _empty(self, each: Input) -> torch.Tensor:
+    def _empty(self, each: Input, rows: int) -> torch.Tensor:
         if isinstance(each, Picture):
-            return torch.empty((self.rows, each.px, each.px, 3), dtype=torch.uint8, pin_memory=self.pinned)
+            return torch.empty((rows, each.px, each.px, 3), dtype=torch.uint8, pin_memory=self.pinned)
         if isinstance(each, Sentence):
-            return torch.empty((self.rows, each.context), dtype=torch.int64, pin_memory=self.pinned)
+            return torch.empty((rows, each.context), dtype=torch.int64, pin_memory=self.pinned)
         width = len(each.gene_ids) if isinstance(each, Profile) else each.width
-        return torch.empty((self.rows, width), dtype=torch.float32, pin_memory=self.pinned)
+        return torch.empty((rows, width), dtype=torch.float32, pin_memory=self.pinned)
 
 
 @dataclass
@@ -95,8 +94,9 @@ class Filling:
 
     def begin(self, pool: ThreadPoolExecutor) -> Filling:
         """Hand the rows to a pool of threads."""
-        self._tensors = self.frame.empty()
-        self._has = {each.key: np.ones(self.frame.rows, dtype=bool) for each in self.frame.inputs}
+        rows = len(self.mine.positions_B)
+        self._tensors = self.frame.empty(rows)
+        self._has = {each.key: np.ones(rows, dtype=bool) for each in self.frame.inputs}
         for segment in self.segments:
             for first in range(segment.first, segment.stop, PART_ROWS):
                 stop = min(first + PART_ROWS, segment.stop)
@@ -132,7 +132,7 @@ class Filling:
         if any(neighbours is None for neighbours in found):
             return None
         width = max(neighbours.shape[1] for neighbours in found if neighbours is not None)
-        out_BK = np.full((self.frame.rows, width), -1, dtype=np.int64)
+        out_BK = np.full((len(self.mine.positions_B), width), -1, dtype=np.int64)
         for segment, neighbours in zip(self.segments, found, strict=True):
             assert neighbours is not None, "looked at above"
             rows = neighbours[segment.first : segment.stop]

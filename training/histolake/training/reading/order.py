@@ -17,15 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from histolake.platform.errors import UsageError
 
-__all__ = ["Order", "Slice"]
+__all__ = ["InOrder", "Order", "Slice"]
 
 _CHUNK_LEVEL, _ROW_LEVEL, _GROUP_LEVEL = 1, 2, 3
-WINDOWS_HELD = 2  # one that is read from, and the next
+EPOCHS_HELD, WINDOWS_HELD = 2, 4  # where batches are made, and where rows are read ahead
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ class Slice:
     epoch: int
     positions_B: np.ndarray  # int64, in the epoch's global sequence, consecutive
     places_B2: np.ndarray  # int64: chunk (index into the chunks given) and row in it
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The chunks of an epoch in order, the window of each, and where windows start (and the last ends)."""
+
+    chunk_S: np.ndarray
+    window_S: np.ndarray
+    starts: np.ndarray
 
 
 class Order:
@@ -62,11 +72,9 @@ class Order:
                 f"A global batch of {global_batch} is larger than the {self.rows} pairs to train on; "
                 "set a smaller global_batch or name more slides."
             )
-        self._epoch = -1
-        self._chunk_S = np.zeros(0, dtype=np.int64)
-        self._window_S = np.zeros(0, dtype=np.int64)  # of each chunk of the epoch
-        self._starts = np.zeros(0, dtype=np.int64)  # of each window, and the end of the last
-        self._open: dict[tuple[int, int], np.ndarray] = {}  # (epoch, window) -> its places in order, (W, 2)
+        # What is drawn is kept, never changed: threads that are at different epochs may share an order.
+        self._epoch = lru_cache(EPOCHS_HELD)(self._draw_epoch)
+        self._opened = lru_cache(WINDOWS_HELD)(self._draw_window)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,33 +93,29 @@ class Order:
 
     def window(self, epoch: int, position: int) -> int:
         """In which window of the epoch a position lies."""
-        self._enter(epoch)
-        return int(np.searchsorted(self._starts, position, side="right")) - 1
+        return int(np.searchsorted(self._epoch(epoch).starts, position, side="right")) - 1
 
     def window_end(self, epoch: int, position: int) -> int:
         """The first position after the window in which a position lies."""
-        return int(self._starts[self.window(epoch, position) + 1])
+        return int(self._epoch(epoch).starts[self.window(epoch, position) + 1])
 
     def _places(self, epoch: int, positions_B: np.ndarray) -> np.ndarray:
-        self._enter(epoch)
-        window_B = np.searchsorted(self._starts, positions_B, side="right") - 1
+        starts = self._epoch(epoch).starts
+        window_B = np.searchsorted(starts, positions_B, side="right") - 1
         places_B2 = np.empty((len(positions_B), 2), dtype=np.int64)
         for window in np.unique(window_B):
             mine = window_B == window
-            places_B2[mine] = self._opened(epoch, int(window))[positions_B[mine] - self._starts[window]]
+            places_B2[mine] = self._opened(epoch, int(window))[positions_B[mine] - starts[window]]
         return places_B2
 
-    def _enter(self, epoch: int) -> None:
+    def _draw_epoch(self, epoch: int) -> _Epoch:
         """Draw the chunks of an epoch and cut them into windows."""
-        if epoch == self._epoch:
-            return
-        self._chunk_S = self._drawn(epoch)
-        rows_S = self._rows_C[self._chunk_S]
+        chunk_S = self._drawn(epoch)
+        rows_S = self._rows_C[chunk_S]
         before_S = np.cumsum(rows_S) - rows_S
         # A window ends with the chunk that fills it.
-        _, firsts, self._window_S = np.unique(before_S // self._window_rows, return_index=True, return_inverse=True)
-        self._starts = np.append(before_S[firsts], rows_S.sum())
-        self._epoch = epoch
+        _, firsts, window_S = np.unique(before_S // self._window_rows, return_index=True, return_inverse=True)
+        return _Epoch(chunk_S, window_S, np.append(before_S[firsts], rows_S.sum()))
 
     def _drawn(self, epoch: int) -> np.ndarray:
         """The chunks of an epoch in order, int64 (S,)."""
@@ -130,18 +134,50 @@ class Order:
         drawn = np.concatenate([draw.permutation(chunks) for _ in range(turns)])
         return drawn[: int(np.searchsorted(np.cumsum(self._rows_C[drawn]), share)) + 1]
 
-    def _opened(self, epoch: int, window: int) -> np.ndarray:
+    def _draw_window(self, epoch: int, window: int) -> np.ndarray:
         """The rows of a window in order, int64 (W, 2)."""
-        key = (epoch, window)
-        if key not in self._open:
-            chunks = self._chunk_S[self._window_S == window]
-            rows = self._rows_C[chunks]
-            row_W = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
-            places_W2 = np.stack([np.repeat(chunks, rows), row_W], axis=1)
-            while len(self._open) >= WINDOWS_HELD:
-                del self._open[next(iter(self._open))]
-            self._open[key] = places_W2[self._draw(_ROW_LEVEL, epoch, window).permutation(len(places_W2))]
-        return self._open[key]
+        drawn = self._epoch(epoch)
+        chunks = drawn.chunk_S[drawn.window_S == window]
+        rows = self._rows_C[chunks]
+        row_W = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        places_W2 = np.stack([np.repeat(chunks, rows), row_W], axis=1)
+        return places_W2[self._draw(_ROW_LEVEL, epoch, window).permutation(len(places_W2))]
 
     def _draw(self, level: int, epoch: int, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, level, epoch, index])))
+
+
+class InOrder:
+    """The rows as the lake has them, each once, in batches of which the last may be smaller: an order for one process
+    that looks at pairs and does not train on them."""
+
+    def __init__(
+        self, rows_per_chunk: Sequence[int] | np.ndarray, *, global_batch: int, window_rows: int = 4096
+    ) -> None:
+        rows_C = np.asarray(rows_per_chunk, dtype=np.int64)
+        self._before_C = np.cumsum(rows_C) - rows_C
+        self.rows = int(rows_C.sum())
+        self.seed = 0
+        self.global_batch = global_batch
+        self._window_rows = window_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches, the last one counted."""
+        return -(-self.rows // self.global_batch)
+
+    def slice(self, step: int, rank: int = 0, ranks: int = 1) -> Slice:
+        """The rows of a batch."""
+        assert ranks == 1, "pairs are read in the lake's order by one process"
+        first = step * self.global_batch
+        positions_B = np.arange(first, min(first + self.global_batch, self.rows))
+        chunk_B = np.searchsorted(self._before_C, positions_B, side="right") - 1
+        return Slice(step, 0, positions_B, np.stack([chunk_B, positions_B - self._before_C[chunk_B]], axis=1))
+
+    def window(self, epoch: int, position: int) -> int:
+        """In which window a position lies."""
+        return position // self._window_rows
+
+    def window_end(self, epoch: int, position: int) -> int:
+        """The first position after its window."""
+        return (position // self._window_rows + 1) * self._window_rows

@@ -24,7 +24,7 @@ from histolake.training.inputs import Input, Picture, Profile, Sentence, Vector
 from histolake.training.reading.augmentation import Augmentation, draw
 from histolake.training.reading.batch import Batch
 from histolake.training.reading.filling import Filling, Frame, Segment, Window
-from histolake.training.reading.order import Order, Slice
+from histolake.training.reading.order import InOrder, Order, Slice
 from histolake.training.reading.profiles import ProfileReader, neighbour_ids
 from histolake.training.reading.sampling import groups_of
 from histolake.training.reading.vectors import VectorReader
@@ -40,6 +40,7 @@ class ReadOptions:
     seed: int = 0
     global_batch: int = 64  # pairs a step, over all workers
     sampling: str = "pairs"  # pairs: each once an epoch; slides, organs, technologies, studies: each alike often
+    shuffled: bool = True  # False: the lake's order, each pair once, for one process that does not train
     chunk_rows: int = 256  # rows of a slide that stay together when the order is drawn
     window_rows: int = 4096  # rows that are shuffled among themselves
     decoders: int = 1  # threads that decode
@@ -70,14 +71,7 @@ class PairReader:
         self._augmentation = augmentation
         self._rank, self._ranks = rank, ranks
         self._parts = pairs.parts(rows=options.chunk_rows)
-        groups = groups_of(pairs.snapshot, [part.chunk.slide_id for part in self._parts], options.sampling)
-        self.order = Order(
-            [part.rows for part in self._parts],
-            seed=options.seed,
-            global_batch=options.global_batch,
-            window_rows=options.window_rows,
-            groups=groups,
-        )
+        self.order = self._order(pairs.snapshot)
         self.slide_ids = sorted({part.chunk.slide_id for part in self._parts})  # the slides that batches number
         number = {slide_id: n for n, slide_id in enumerate(self.slide_ids)}
         self._slide_C = np.array([number[part.chunk.slide_id] for part in self._parts], dtype=np.int64)
@@ -85,7 +79,6 @@ class PairReader:
         self._frame = Frame(
             inputs=self._inputs,
             tokenizers=self._tokenizers,
-            rows=options.global_batch // ranks,
             pinned=options.pinned,
         )
         self._profiles = self._profile_reader(pairs.snapshot)
@@ -154,6 +147,14 @@ class PairReader:
             vectors=vectors,
             neighbours_PK=neighbour_ids(niche) if self._options.neighbours and niche is not None else None,
         )
+
+    def _order(self, snapshot: Any) -> Order | InOrder:
+        options, rows = self._options, [part.rows for part in self._parts]
+        sizes = {"global_batch": options.global_batch, "window_rows": options.window_rows}
+        if not options.shuffled:
+            return InOrder(rows, **sizes)
+        groups = groups_of(snapshot, [part.chunk.slide_id for part in self._parts], options.sampling)
+        return Order(rows, seed=options.seed, groups=groups, **sizes)
 
     def _columns(self) -> list[str]:
         """Of the lake, that are read with a window. Counts come by themselves (`profiles`)."""

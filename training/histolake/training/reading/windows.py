@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from histolake.training.reading.order import Order
+from histolake.training.reading.order import InOrder, Order
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Snapshot
@@ -43,7 +43,14 @@ class Windows:
     """The windows of an order over some parts of a snapshot, read for rank r of n."""
 
     def __init__(
-        self, snapshot: Snapshot, parts: Sequence[Part], order: Order, columns: Sequence[str], *, rank: int, ranks: int
+        self,
+        snapshot: Snapshot,
+        parts: Sequence[Part],
+        order: Order | InOrder,
+        columns: Sequence[str],
+        *,
+        rank: int,
+        ranks: int,
     ) -> None:
         """`parts` are the chunks of the order."""
         self._snapshot = snapshot
