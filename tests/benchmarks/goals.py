@@ -45,4 +45,7 @@ GOALS: Mapping[str, Goal] = {
     "loader_vs_decode": Goal(what="pairs a second, tokens included, over decoding and copying alone", least=0.85),
     "loader_vs_webdataset": Goal(what="pairs a second over a WebDataset loader's of the same pairs", least=1.0),
     "loader_vs_files": Goal(what="pairs a second over a DataLoader's on two files a pair", least=1.0),
+    "mfu": Goal(what="model FLOPs utilisation of ViT-L/14 in training, the worst batch, on one H200", least=0.45),
+    "step_speedup_vs_open_clip": Goal(what="a step's speed over open_clip's own with its decoder", least=1.3),
+    "step_speedup_vs_open_clip_no_decoder": Goal(what="the same without its decoder", least=1.0),
 }

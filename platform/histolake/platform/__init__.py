@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from histolake.platform.splits import Split
     from histolake.platform.storage import Location
 
-__all__ = ["HistolakeError", "Lake", "Location", "Settings", "Snapshot", "Split", "__version__", "load_settings"]
+    __version__: str
 
-__version__ = version("histolake")
+__all__ = ["HistolakeError", "Lake", "Location", "Settings", "Snapshot", "Split", "__version__", "load_settings"]
 
 _HOME = {
     "HistolakeError": "errors",
@@ -32,6 +32,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # asked for when it is wanted: array code runs from a bare checkout too
+        return version("histolake")
     if name in _HOME:
         return getattr(import_module(f"histolake.platform.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,8 @@ The architecture is open_clip's own class, built from a configuration with the s
 state dict of one is a state dict of the other (`coca_presets` has the known sizes, `published` reads the files). The
 caption decoder is part of it, so that published checkpoints fit, but with caption weight 0 it is neither run nor
 trained: OmiCLIP describes the contrastive loss alone, and open_clip's `forward` would compute the captions even then.
+Without captions the towers are run by `coca_towers`, which leaves out what only the decoder reads; their attention is
+`attention.PackedAttention` always. Neither changes a name, a shape or a vector beyond rounding.
 
 A row that lacks its sentence holds zeros. Zero is padding, which the class token does not see (it sees one place that
 is never hidden), so such a row gives some finite vector for the objective to mask; none is NaN.
@@ -23,6 +25,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from histolake.training.inputs import Input, Picture, Sentence
+from histolake.training.models.attention import pack_attention
+from histolake.training.models.coca_towers import image_latent, text_latent
 from histolake.training.torchvision_shim import import_torchvision
 
 __all__ = ["CocaConfig", "CocaEncoder", "build_coca"]
@@ -118,6 +122,7 @@ class CocaEncoder(nn.Module):
         # open_clip leaves this one as memory happened to be (its initialiser is never called); drawn after all others.
         nn.init.normal_(self.coca.text_decoder.text_projection, std=config.text_width**-0.5)
         self.coca.text_decoder.requires_grad_(bool(config.caption_weight))
+        pack_attention(self.compile_parts())
         if config.grad_checkpointing:
             self.set_grad_checkpointing(True)
         self.register_buffer("mean_C", torch.tensor(CLIP_MEAN), persistent=False)
@@ -127,6 +132,10 @@ class CocaEncoder(nn.Module):
         """Whether each layer is computed again on the way back instead of kept; the gradients are the same."""
         self.coca.set_grad_checkpointing(enable)
 
+    def compile_parts(self) -> list[nn.Module]:
+        """The layers that repeat, each a piece to compile by itself (see `precision.compiled`)."""
+        return [*self.coca.visual.transformer.resblocks, *self.coca.text.transformer.resblocks]
+
     def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """uint8 pictures as the towers read them, (B, C, H, W), by open_clip's own steps in its own order, so that the
         numbers are the same to the last bit."""
@@ -134,12 +143,10 @@ class CocaEncoder(nn.Module):
         return (pixels_BCHW / 255 - self.mean_C[:, None, None]) / self.std_C[:, None, None]
 
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-        latent_BD, _ = self.coca.visual(self.normalise(image_BHWC))
-        return F.normalize(latent_BD, dim=-1)
+        return _unit(image_latent(self.coca.visual, self.normalise(image_BHWC)))
 
     def encode_tokens(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        latent_BD, _ = self.coca.text(tokens_BL)
-        return F.normalize(latent_BD, dim=-1)
+        return _unit(text_latent(self.coca.text, tokens_BL))
 
     def scale(self) -> torch.Tensor:
         return self.coca.logit_scale.clamp(max=self._max_log_scale).exp()
@@ -149,16 +156,23 @@ class CocaEncoder(nn.Module):
 
         `caption_logits[:, t]` says what token t + 1 is, from the picture and tokens 0 ... t (open_clip's are these
         without the last t, beside labels without the first token)."""
-        image_BD, seen_BPD = self.coca.visual(self.normalise(batch[self._image_key]))
-        text_BD, read_BLE = self.coca.text(batch[self._sentence_key])
-        vectors = {
-            "image": F.normalize(image_BD, dim=-1),
-            "text": F.normalize(text_BD, dim=-1),
+        image, tokens_BL = batch[self._image_key], batch[self._sentence_key]
+        if not self.caption_weight:
+            return {"image": self.encode_images(image), "text": self.encode_tokens(tokens_BL), "scale": self.scale()}
+        image_BD, seen_BPD = self.coca.visual(self.normalise(image))
+        text_BD, read_BLE = self.coca.text(tokens_BL)
+        return {
+            "image": _unit(image_BD),
+            "text": _unit(text_BD),
             "scale": self.scale(),
+            "caption_logits": self.coca.text_decoder(seen_BPD, read_BLE),
         }
-        if self.caption_weight:
-            vectors["caption_logits"] = self.coca.text_decoder(seen_BPD, read_BLE)
-        return vectors
+
+
+def _unit(latent_BD: torch.Tensor) -> torch.Tensor:
+    """Rows of unit length, in single precision at least: a score is multiplied by up to 100."""
+    half = latent_BD.dtype in (torch.float16, torch.bfloat16)
+    return F.normalize(latent_BD.float() if half else latent_BD, dim=-1)
 
 
 def build_coca(config: Mapping[str, Any]) -> CocaEncoder:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from histolake.training.objectives.base import NO_MASKS, Masks, present_in
-from histolake.training.objectives.distributed import gather_with_gradient
+from histolake.training.objectives.distributed import first_row, gather_with_gradient
 from histolake.training.objectives.scores import Rows, cleared, in_full, mean_negatives, mean_over_rows
 
 __all__ = ["Contrastive", "info_nce"]
@@ -63,7 +63,7 @@ def _direction(
     query_BD: torch.Tensor, own_BD: torch.Tensor, scale: torch.Tensor, rows: Rows, printed: bool
 ) -> torch.Tensor:
     scores_BN = scale * query_BD @ gather_with_gradient(own_BD).T
-    own_B = scores_BN[rows.own_BN]
+    own_B = scores_BN.diagonal(first_row(len(scores_BN)))  # by place: a mask would make the host wait for the device
     if not printed:
         loss_B = scores_BN.masked_fill(rows.dead_BN, -torch.inf).logsumexp(dim=1) - own_B
         return mean_over_rows(loss_B, rows.valid_B)

@@ -16,6 +16,7 @@ Axes: B pairs, D embedding, G genes, W width of a frozen encoder's vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from histolake.training.models.frozen.encoder import FrozenImageEncoder
 from histolake.training.models.frozen.facts import facts_of
 from histolake.training.models.st_align.fusion import AttentionFusion
 from histolake.training.models.st_align.niche_genes import GeneProjection, NicheGeneEncoder
-from histolake.training.models.st_align.shared_batchnorm import share_batchnorm
+from histolake.training.models.st_align.shared_batchnorm import SharedBatchNorm2d, share_batchnorm
 from histolake.training.models.st_align.spot_image import SpotImageEncoder
 
 __all__ = ["StAlign", "StAlignConfig", "build_st_align"]
@@ -115,7 +116,7 @@ class StAlign(nn.Module):
             self.fusions.requires_grad_(config.train_fusion)
         self.inputs = self._inputs()
         self.vector_needs = self._needs()
-        self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
+        self._max_log_scale = -math.log(config.min_temperature)
         start = -torch.tensor(config.init_temperature).log()
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature and config.project)
 
@@ -203,6 +204,20 @@ class StAlign(nn.Module):
             share_batchnorm(self.bodies["spot_image"])
         else:
             self.bodies["spot_image"] = nn.SyncBatchNorm.convert_sync_batchnorm(self.bodies["spot_image"])
+
+    def compile_parts(self) -> list[nn.Module]:
+        """The pieces to compile by themselves (see `precision.compiled`): layers that repeat, and the ResNet where its
+        batch statistics are its own; sums over processes stay out of a graph."""
+        parts: list[nn.Module] = []
+        if hasattr(self, "image_encoder"):
+            parts += list(getattr(self.image_encoder.tower.net, "blocks", []))
+        if "niche_genes" in self.bodies and isinstance(self.bodies["niche_genes"], NicheGeneEncoder):
+            parts += list(self.bodies["niche_genes"].layers.layers)
+        spot = dict(self.bodies.named_children()).get("spot_image")
+        shared = (SharedBatchNorm2d, nn.SyncBatchNorm)
+        if isinstance(spot, SpotImageEncoder) and not any(isinstance(each, shared) for each in spot.modules()):
+            parts.append(spot.net)
+        return parts
 
     # What it does.
 
