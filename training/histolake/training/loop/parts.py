@@ -39,7 +39,13 @@ def make_optimizer(encoder: torch.nn.Module, recipe: Recipe) -> torch.optim.Opti
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay, "decays": True},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "decays": False},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe.lr,
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+        fused=torch.cuda.is_available() or None,
+    )
 
 
 def make_reader(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from histolake.training.loop.parts import make_objective
 from histolake.training.models.base import present_vectors
 from histolake.training.objectives import backward, ignore_mask
 from histolake.training.objectives.distributed import joined_sum, ranks
+from histolake.training.precision import autocast
 from histolake.training.reading import Batch
 from histolake.training.recipes import Recipe
 from histolake.training.schedules import cosine, warmup_cosine
@@ -47,6 +47,7 @@ class Steps:
         self._rank = rank
         self._kin_S = kin_S
         self._objective = make_objective(recipe)
+        self._precision = autocast(recipe.precision, next(encoder.parameters()).device)
         self._trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         model.train()
 
@@ -92,19 +93,13 @@ class Steps:
         if size and size < rows:
             cuts = [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
             chunks = [{key: value[cut] for key, value in batch.tensors.items()} for cut in cuts]
-            losses = backward(self._model, chunks, self._objective, precision=self.precision, **masks)
+            losses = backward(self._model, chunks, self._objective, precision=self._precision, **masks)
             return losses, self._encoder.scale().detach()
-        with self.precision():
+        with self._precision():
             vectors: Mapping[str, torch.Tensor] = self._model(batch.tensors)
         losses = self._objective(vectors, batch=batch.tensors, **masks)
         losses["loss"].backward()
         return {name: value.detach() for name, value in losses.items()}, vectors["scale"].detach()
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """What the model is computed in."""
-        if self._recipe.precision == "float32":
-            return nullcontext()
-        return torch.autocast(next(self._encoder.parameters()).device.type, dtype=torch.bfloat16)
 
     def _ignored(self, batch: Batch) -> torch.Tensor | None:
         recipe = self._recipe

@@ -23,6 +23,7 @@ from histolake.training.loop.parts import first_pictures, make_optimizer, make_r
 from histolake.training.loop.plan import TrainPlan
 from histolake.training.loop.step import NotANumberError, Steps
 from histolake.training.loop.validation import held_out_figures
+from histolake.training.precision import attention_kernels, be_deterministic, compiled, compute_in
 
 if TYPE_CHECKING:
     from histolake.platform.lake import Snapshot
@@ -49,7 +50,8 @@ class _Worker:
         self._device: torch.device = get_device()
         recipe = plan.recipe
         torch.set_num_threads(recipe.threads or max(1, (os.cpu_count() or 1) // self._ranks))
-        _settle(deterministic=recipe.deterministic)
+        be_deterministic(recipe.deterministic)
+        compute_in(recipe.precision, self._device)
         self._snapshot = Lake.open(plan.lake_uri).at(plan.lake_version)
         self._tokenizer = plan.tokenizer()
         self._config = plan.model_config(self._tokenizer)
@@ -76,7 +78,8 @@ class _Worker:
         for batch in reader.batches(self._start, stop):
             ready_s = time.perf_counter()
             try:
-                row = steps.run(batch.to(self._device))
+                with attention_kernels(self._device):
+                    row = steps.run(batch.to(self._device))
             except NotANumberError as error:
                 self._stop(batch, str(error))
                 return
@@ -117,8 +120,7 @@ class _Worker:
             encoder.warm_start(first_pictures(pairs, plan, encoder.inputs))
         if self._ranks > 1 and hasattr(encoder, "synchronise_batchnorm"):
             encoder.synchronise_batchnorm(str(self._device))
-        if recipe.compile:
-            encoder.compile()
+        compiled(encoder, recipe.compile)
         self._model = prepare_model(encoder, parallel_strategy_kwargs=_unused(encoder))
         for state in optimizer.state.values():
             for name, value in state.items():
@@ -145,7 +147,7 @@ class _Worker:
             sampling="pairs",
             neighbours=False,
         )
-        return reader, min(reader.order.steps_per_epoch, max(1, recipe.validate_pairs // size))
+        return reader, min(reader.steps_per_epoch, max(1, recipe.validate_pairs // size))
 
     def _measured(self, batch: Batch, step_s: float, waited_s: float) -> dict[str, float]:
         """How fast, and where the time and the memory went."""
@@ -189,14 +191,6 @@ class _Worker:
         place.write_bytes(json.dumps(told, indent=1).encode())
         if self._rank == 0:
             self._board.post.remote({"step": batch.step, "stopped": f"{why} Its pairs are listed in {place.uri}"})
-
-
-def _settle(*, deterministic: bool) -> None:
-    """The same bits each time, or whatever is quickest."""
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.benchmark = not deterministic
-    if not deterministic:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
 def _unused(encoder: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from histolake.platform.errors import UsageError
 __all__ = ["OBJECTIVES", "PRECISIONS", "Recipe", "checked"]
 
 OBJECTIVES = ("contrastive", "smoothed", "spot-niche")
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 DEFAULT_CONTEXT = 76  # tokens, of models that do not say
 
 
@@ -51,8 +51,8 @@ class Recipe:
     ignore_neighbours: bool = False  # a spot's neighbours are no negatives of it
     ignore_kin: bool = False  # nor are the spots of a section that looks like its own
     # How it is computed.
-    precision: str = "float32"  # float32 | bf16
-    compile: bool = False  # torch.compile
+    precision: str = "float32"  # float32 | tf32 | bf16
+    compile: str = "off"  # off | layers | whole: what torch.compile is given
     deterministic: bool = True  # algorithms that give the same bits each time
     threads: int = 0  # of torch in each worker; 0 divides the machine's cores among the workers
     seed: int = 0
@@ -93,6 +93,7 @@ _WORDS = {
     "sampling": ("pairs", "slides", "organs", "technologies", "studies"),
     "precision": PRECISIONS,
     "publish": ("last", "best"),
+    "compile": ("off", "layers", "whole"),
 }
 
 
