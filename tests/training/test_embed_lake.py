@@ -45,7 +45,7 @@ def folder(micro: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "embed_dim": micro.model["embed_dim"],
         "image_column": "spot_image",
         "image_um": 55.0,
-        "image_px": micro.image_px,
+        "image_px": micro.model["image_px"],
         "tokenizer": micro.tokenizer,
         "context": micro.context,
         "config": dict(micro.model) | {"image_column": "spot_image"},
