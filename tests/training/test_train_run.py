@@ -225,6 +225,11 @@ def test_a_request_that_cannot_be_is_refused_before_anything_starts(
     assert not (workplace / "runs.db").exists()
 
 
+def test_a_side_without_slides_has_no_pairs(snapshot: Snapshot) -> None:
+    assert Selection(snapshot, []).n_pairs == 0 and list(Selection(snapshot, []).pairs(["pair_id"])) == []
+    assert snapshot.chunks([]) == []
+
+
 def test_slides_of_low_resolution_train_only_when_asked_for(snapshot: Snapshot) -> None:
     split = Split.named(train=["gen/A", "gen/D"], validation=["gen/C"])
     said: list[str] = []

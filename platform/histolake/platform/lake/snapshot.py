@@ -148,4 +148,4 @@ class Snapshot:
                 f"Version {self.version} of {self.lake.uri} has no slide {', '.join(unknown)}; "
                 "`histolake lake slides` lists what it has."
             )
-        return slides.filter(pc.is_in(slides["slide_id"], pa.array(sorted(set(slide_ids)))))
+        return slides.filter(pc.is_in(slides["slide_id"], pa.array(sorted(set(slide_ids)), pa.string())))
