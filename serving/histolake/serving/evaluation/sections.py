@@ -91,6 +91,8 @@ def variable_genes(sections: Sequence[Section], count: int) -> np.ndarray:
     """Ids of the `count` most variable of the well expressed genes of these sections."""
     chooser = GeneChooser()
     for section in sections:
+        if not section.gene_ids:
+            continue
         sizes = np.array([len(ids) for ids in section.gene_ids])
         chooser.add(np.concatenate(section.gene_ids), np.concatenate(section.counts), sizes)
     return chooser.choose(count)

@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from histolake.training.inputs import Input, Picture, Profile
 from histolake.training.models.clip_fc import image_tower
-from histolake.training.models.frozen.encoder import FrozenImageEncoder
+from histolake.training.models.picture_profile import PictureProfile
 
 __all__ = ["Bleep", "BleepConfig", "ProjectionHead", "build_bleep"]
 
@@ -62,7 +62,7 @@ class ProjectionHead(nn.Module):
         return self.norm(first_BP + self.dropout(self.mix(F.gelu(first_BP))))
 
 
-class Bleep(nn.Module):
+class Bleep(PictureProfile):
     """Pictures and profiles as unit rows; the genes' vector goes by the name `text`, as in every CLIP here."""
 
     scale_value: torch.Tensor
@@ -82,15 +82,6 @@ class Bleep(nn.Module):
         self.genes_head = ProjectionHead(len(config.gene_ids), config.embed_dim, config.dropout)
         self.register_buffer("scale_value", torch.tensor(config.embed_dim / config.temperature), persistent=False)
 
-    @property
-    def frozen(self) -> Mapping[str, FrozenImageEncoder]:
-        """The frozen encoder by the field of the configuration that names its file."""
-        return {"image_weights": self.image} if isinstance(self.image, FrozenImageEncoder) else {}
-
-    def load_frozen(self, files: Mapping[str, str] | None = None) -> None:
-        """Give the image encoder the weights that it starts with."""
-        self.image.load_weights((files or {}).get("image_weights") or self.config.image_weights)
-
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """Unit rows (B, P) of uint8 pictures."""
         return F.normalize(self.image_head(self.image(image_BHWC)), dim=-1)
@@ -102,15 +93,6 @@ class Bleep(nn.Module):
     def scale(self) -> torch.Tensor:
         """P / temperature, which is not learned."""
         return self.scale_value
-
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Unit rows `image` and `text` of what is in the batch, and `scale`."""
-        out = {"scale": self.scale()}
-        encode = {"image": self.encode_images, "text": self.encode_profiles}
-        for name, (key,) in self.vector_needs.items():
-            if key in batch:
-                out[name] = encode[name](batch[key])
-        return out
 
 
 def build_bleep(config: Mapping[str, Any]) -> Bleep:

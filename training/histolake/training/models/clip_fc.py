@@ -21,6 +21,7 @@ from histolake.platform.errors import ModelError
 from histolake.training.inputs import Input, Picture, Profile
 from histolake.training.models.frozen.encoder import FrozenImageEncoder, ImageTower
 from histolake.training.models.frozen.facts import facts_of
+from histolake.training.models.picture_profile import PictureProfile
 
 __all__ = ["ClipFc", "ClipFcConfig", "build_clip_fc", "image_tower"]
 
@@ -52,7 +53,7 @@ class ClipFcConfig:
         object.__setattr__(self, "gene_ids", tuple(int(gene) for gene in self.gene_ids))
 
 
-class ClipFc(nn.Module):
+class ClipFc(PictureProfile):
     """Pictures and profiles as unit rows; the genes' vector goes by the name `text`, as in every CLIP here."""
 
     def __init__(self, config: ClipFcConfig) -> None:
@@ -71,15 +72,6 @@ class ClipFc(nn.Module):
         self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
         self.log_scale = nn.Parameter(-torch.tensor(config.init_temperature).log())
 
-    @property
-    def frozen(self) -> Mapping[str, FrozenImageEncoder]:
-        """The frozen encoder by the field of the configuration that names its file."""
-        return {"image_weights": self.image} if isinstance(self.image, FrozenImageEncoder) else {}
-
-    def load_frozen(self, files: Mapping[str, str] | None = None) -> None:
-        """Give the image tower the weights that it starts with."""
-        self.image.load_weights((files or {}).get("image_weights") or self.config.image_weights)
-
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """Unit rows (B, D) of uint8 pictures."""
         return F.normalize(self.image_fc(self.image(image_BHWC).to(self.image_fc.weight.dtype)), dim=-1)
@@ -91,15 +83,6 @@ class ClipFc(nn.Module):
     def scale(self) -> torch.Tensor:
         """1 / temperature."""
         return self.log_scale.clamp(max=self._max_log_scale).exp()
-
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Unit rows `image` and `text` of what is in the batch, and `scale`."""
-        out = {"scale": self.scale()}
-        encode = {"image": self.encode_images, "text": self.encode_profiles}
-        for name, (key,) in self.vector_needs.items():
-            if key in batch:
-                out[name] = encode[name](batch[key])
-        return out
 
 
 def build_clip_fc(config: Mapping[str, Any]) -> ClipFc:
