@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder for the lakes (a temporary one by default)")
     parser.add_argument("--out", type=Path, help="file for the summary (JSON)")
     given = parser.parse_args(arguments)
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="histolake-kill-", dir=given.work))
     with _place(given.where, work) as root, _rounds(ray=given.ray, work=work, seed=given.seed) as play:
         summary = _loop(play, root, given.rounds, given.minutes)

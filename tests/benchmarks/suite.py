@@ -35,10 +35,10 @@ __all__ = ["SUITES", "main"]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITES: Mapping[str, Sequence[str]] = {
-    "ingest": ("codec", "workers", "append_cost", "driver_memory", "reading", "ann"),
-    "train": ("loader", "train_start"),
+    "ingest": ("codec", "real_sections", "workers", "append_cost", "driver_memory", "reading", "ann"),
+    "train": ("loader", "train_start", "tokenizers"),
 }
-FOLDERS = {"codec": "slides", "workers": "slides"}  # they read the same generated slides
+FOLDERS = {"codec": "slides", "real_sections": "slides", "workers": "slides"}  # they read the same generated slides
 LONGEST_S = 25 * 60  # after which a benchmark is taken for stuck
 QUICK_S = 5 * 60
 

@@ -88,7 +88,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     publish(
         lake,
         {
-            "gen/A": {"patient": "P1"},
+            "gen/A": {"patient": "P1", "accession": "GSE1"},
             "gen/B": {"patient": "P1"},
             "gen/C": {"patient": "P2"},
             "gen/D": {"patient": "P3", "flags": ["low_resolution"]},

@@ -16,7 +16,7 @@ from histolake.platform.lake import Lake, Snapshot
 from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.inputs import Picture, Sentence
 from histolake.training.loop import TrainPlan
-from histolake.training.loop.parts import first_pictures, make_reader
+from histolake.training.loop.feeds import first_pictures, make_feed
 from histolake.training.models import build_encoder, load_model, save_model
 from histolake.training.reading import PairReader, ReadOptions
 from histolake.training.recipes import Recipe
@@ -92,7 +92,7 @@ def test_workers_plan_from_the_split_what_the_driver_counts(snapshot: Snapshot, 
     planned = plan.pairs(snapshot)
     assert planned.parts() == pairs.parts()
     codes = side_of_each(snapshot)
-    ids = make_reader(planned, plan, INPUTS, TOKENIZER, 0, 1).batch(0).pair_ids
+    ids = next(make_feed(planned, plan, INPUTS, TOKENIZER, 0, 1).batches(0, 1)).pair_ids
     assert {codes[pair] for pair in ids} == {0}
     assert len(first_pictures(planned, plan, INPUTS)) == pairs.n_pairs
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from histolake.platform.cluster import ClusterSettings, start_ray
+from histolake.platform.export import ExportSpec, export
 from histolake.platform.lake import Snapshot
 from histolake.platform.splits import Selection, Split
+from histolake.platform.storage import Location
 from histolake.training.loop import BEST_BY, TrainPlan, fit, read_state
 from histolake.training.planning import make_plan
 from histolake.training.progress import Watcher, make_board
@@ -33,18 +35,21 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def plan(recipe: Recipe, snapshot: Snapshot, storage: Path, workers: int = 2) -> TrainPlan:
+def plan(recipe: Recipe, snapshot: Snapshot, storage: Path | str, workers: int = 2) -> TrainPlan:
     pairs = Selection.of(snapshot, SPLIT, SIDES, "train")
     how: dict[str, Any] = {"workers": workers, "run_name": "run", "storage": str(storage), "max_failures": 1}
     return make_plan(recipe, pairs, SPLIT, SIDES, **how)
 
 
-def run(wanted: TrainPlan, seen: Callable[[Rows], None] = lambda rows: None) -> tuple[Rows, Any]:
+def run(
+    wanted: TrainPlan, seen: Callable[[Rows], None] = lambda rows: None, said: list[str] | None = None
+) -> tuple[Rows, Any]:
     """Every step's row, the last that was posted of it, and Ray Train's result."""
     rows: Rows = {}
 
     def take(news: list[dict[str, Any]]) -> None:
-        rows.update({int(row["step"]): row for row in news})
+        (said if said is not None else []).extend(row["said"] for row in news if "said" in row)
+        rows.update({int(row["step"]): row for row in news if "step" in row})
         seen(rows)
 
     board = make_board()
@@ -108,6 +113,36 @@ def test_workers_and_chunks_change_no_loss_by_more_than_rounding(
     recipe = replace(long, stop_after=50, chunk_rows=change.get("chunk_rows", 0))
     rows, _ = run(plan(recipe, snapshot, tmp_path, workers))
     assert losses(rows) == pytest.approx(losses(undisturbed)[:50], abs=1e-5)
+
+
+def test_checkpoints_in_an_object_store_are_gone_on_from(micro: Recipe, snapshot: Snapshot, bucket: str) -> None:
+    storage = f"{bucket}/runs"
+    first, _ = run(plan(replace(micro, stop_after=8), snapshot, storage))
+    rest, result = run(plan(micro, snapshot, storage))
+    assert sorted(first) == list(range(8)) and sorted(rest) == [8, 9, 10, 11]
+    kept = {entry.location.parent().name for entry in Location.parse(f"{storage}/run").entries(recursive=True)}
+    assert sum(name.startswith("checkpoint_") for name in kept) == micro.keep
+    with result.checkpoint.as_directory() as folder:
+        assert read_state(folder)["step"] == 12
+
+
+def test_actors_that_decode_change_no_loss(long: Recipe, snapshot: Snapshot, tmp_path: Path, undisturbed: Rows) -> None:
+    said: list[str] = []
+    rows, _ = run(plan(replace(long, feed="ray", feed_workers=1, stop_after=30), snapshot, tmp_path), said=said)
+    assert losses(rows) == losses(undisturbed)[:30] and said == []
+
+
+def test_a_run_fed_by_shards_says_that_it_does_not_resume_exactly(
+    long: Recipe, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    to = Location.parse(tmp_path / "shards")
+    export(snapshot, ExportSpec(name="t", slide_ids=("gen/A", "gen/B"), rows_per_shard=8), to)
+    said: list[str] = []
+    fed = replace(long, image_column="spot_image", feed="shards", shards=to.uri, stop_after=20)
+    rows, _ = run(plan(fed, snapshot, tmp_path), said=said)
+    assert sorted(rows) == list(range(20)) and losses(rows)[-1] < losses(rows)[0]
+    (told,) = said
+    assert "draws a new order for the rest of it" in told and f"lake version {snapshot.version}" in told
 
 
 def test_st_align_learns_and_the_best_checkpoint_is_known(snapshot: Snapshot, tmp_path: Path) -> None:

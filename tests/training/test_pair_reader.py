@@ -18,6 +18,7 @@ from histolake.training.images import decode
 from histolake.training.inputs import Input, Picture, Profile, Sentence
 from histolake.training.reading import Augmentation, Batch, PairReader, ReadOptions
 from histolake.training.reading.fill import _bytes
+from histolake.training.reading.memory import Reused
 from histolake.training.tokenizers import make_tokenizer
 
 SLIDES = ["gen/A", "gen/B", "gen/C"]
@@ -201,3 +202,17 @@ def test_a_sampling_balances_what_it_names(snapshot: Snapshot) -> None:
     assert torch.bincount(seen).tolist() == [24, 24, 24, 24]
     with pytest.raises(UsageError, match="no sampling 'organ'; there are pairs, slides, organs"):
         reader(snapshot, PAIR[:1], sampling="organ")
+
+
+def test_memory_is_used_again_once_nobody_holds_it() -> None:
+    memory = Reused()
+    first = memory.empty((4, 8), torch.float32)
+    place, view = first.data_ptr(), first[1:3].numpy()
+    del first
+    other = memory.empty((4, 8), torch.float32)
+    assert other.data_ptr() != place, "a view holds it"
+    del view
+    again = memory.empty((4, 16), torch.int16)
+    assert again.data_ptr() == place and again.shape == (4, 16) and again.dtype == torch.int16
+    many = [memory.empty((2, 2, 2), torch.uint8) for _ in range(100)]
+    assert len({each.data_ptr() for each in many}) == 100

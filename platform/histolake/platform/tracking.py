@@ -169,7 +169,7 @@ def read_lineage(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:
 
 def lineage(uri: str, settings: TrackingSettings) -> list[dict[str, Any]]:
     """The slides behind a model (NAME@ALIAS or NAME/VERSION, with or without models:/), one row each: lake and its
-    version, side, study, patient, source. Raises `ModelError`."""
+    version, side, study, patient, accession, source. Raises `ModelError`."""
     from mlflow.exceptions import MlflowException
 
     client = connect(settings)

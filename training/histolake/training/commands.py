@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["models", "recipes", "train"]
 
+ChangesOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value of the recipe, repeatable.", metavar="KEY=VALUE")
+]
 TrackingOption = Annotated[
     str | None, typer.Option("--tracking", help="MLflow tracking URI; the setting tracking.uri if not given.")
 ]
@@ -30,17 +33,36 @@ models = typer.Typer(
 )
 
 
-def recipes(as_json: JsonFlag = False) -> None:
-    """List what can be trained: each recipe, its model, its steps and batch.
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(help="One recipe: all its values, and what it costs.")] = None,
+    changes: ChangesOption = None,
+    workers: Annotated[int, typer.Option(help="Training workers that share the batch.", min=1)] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """List what can be trained, with size, memory and cost; or show one recipe, as it is or changed.
 
-    Change a value with `histolake train RECIPE --set key=value`; `--json` shows every key.
+    Memory is that of one training worker in a step, GB. Cost is operations a pair (10^9, forward and backward), and
+    hours of an H100 or H200 for a million pairs at 40% of what its data sheet says. All is counted from the model and
+    not measured. `--json` shows every value of every recipe.
 
-    Example: `histolake recipes --json`
+    Example: `histolake recipes omiclip --set global_batch=1024 --workers 8`
     """
-    from histolake.training.recipes import RECIPES, as_params
+    from histolake.platform.errors import UsageError
+    from histolake.training.cost import Cost, cost_of, known_costs
+    from histolake.training.recipes import RECIPES, as_params, find_recipe, with_overrides
 
-    rows = [as_params(recipe) | {"name": recipe.name, "summary": recipe.summary} for recipe in RECIPES.values()]
-    columns = ["name", "summary", "model.architecture", "image_column", "steps", "global_batch", "lr"]
+    if recipe is None and (changes or workers > 1):
+        raise UsageError("--set and --workers change one recipe; name it: `histolake recipes omiclip --workers 8`.")
+    rows = []
+    for each in [find_recipe(recipe)] if recipe else RECIPES.values():
+        wanted = with_overrides(each, _changes(changes or [], None)) if changes else each
+        as_listed = wanted is each and workers == 1
+        cost = known_costs()[each.name] if as_listed else cost_of(wanted, workers)
+        rows.append({"name": each.name, "summary": each.summary} | as_params(wanted) | asdict(cost))
+    if recipe and not as_json:
+        show([{"value": key, "is": value} for key, value in rows[0].items()], ["value", "is"], as_json=False, empty="")
+        return
+    columns = ["name", "summary", "global_batch", *(field.name for field in fields(Cost))]
     show(rows, columns, as_json=as_json, empty="")
 
 
@@ -55,7 +77,7 @@ def train(
     cuts_units: Annotated[bool, typer.Option(help="The lists may cut through a patient or look-alikes.")] = False,
     workers: Annotated[int, typer.Option(help="Training workers: processes on CPUs, or one a GPU.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's if not given.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, repeatable.")] = None,
+    changes: ChangesOption = None,
     where: WhereOption = None,
     include_low_resolution: Annotated[bool, typer.Option(help="Train on slides flagged low_resolution too.")] = False,
     name: Annotated[str | None, typer.Option(help="Registered model; the setting tracking.model if not given.")] = None,
@@ -131,7 +153,8 @@ def show_lineage(
     tracking: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Trace a model to the lake version and the slides of each side, with their sources and what became of them.
+    """Trace a model to its run, the lake version and the slides of each side, with the accessions and files that they
+    came from and what became of them.
 
     Example: `histolake models lineage omiclip@champion`
     """
@@ -140,8 +163,9 @@ def show_lineage(
 
     rows = lineage(model, _tracking(tracking))
     since = became(rows[0]["lake_uri"], rows[0]["lake_version"]) if rows else str
-    rows = [{**row, "now": since(row["ingest_id"])} for row in rows]
-    columns = ["model", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "source", "now"]
+    rows = [{"accession": None, **row, "now": since(row["ingest_id"])} for row in rows]  # older runs tell no accession
+    columns = ["model", "run_id", "lake_uri", "lake_version", "slide_id", "side", "study", "patient", "accession"]
+    columns += ["source", "now"]
     show(rows, columns, as_json=as_json, empty="The model's run names no slides.")
     forgotten = sum(row["now"] == "forgotten" for row in rows)
     if forgotten:

@@ -28,6 +28,7 @@ from histolake.training.inputs import Input, Picture, Profile, Sentence
 __all__ = ["Flops", "Footprint", "example_batch", "footprint", "forward_flops", "mfu", "peak_flops"]
 
 ROWS = 2  # pairs that a count is taken over; batch statistics want more than one
+HEADLESS = 3  # axes of a query (batch, tokens, width) that is not split into heads
 ADAM_BYTES = 8  # both moments of a weight, in single precision
 
 # Dense rates of products of bfloat16 with sums in float32, FLOP/s, from NVIDIA's data sheets (which print twice as much
@@ -195,8 +196,10 @@ class _FusedAttention(TorchFunctionMode):
         dropped = rest[1] if len(rest) > 1 else named.get("dropout_p", 0.0)
         if mask is not None:
             mask = mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
-        found = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, dropped)
-        return found[0]
+        if one_head := query.ndim == HEADLESS:
+            query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+        found = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, dropped)[0]
+        return found.squeeze(1) if one_head else found
 
 
 @contextmanager

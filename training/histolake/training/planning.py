@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from histolake.platform.errors import UsageError
 from histolake.platform.splits import BLOCKS, Selection, Split
 from histolake.training.loop import TrainPlan
+from histolake.training.preflight import try_out
 from histolake.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def make_plan(
         weights=recipe.weights,
         max_failures=max_failures,
     )
-    if plan.weights:
-        _try_weights(plan)
+    try_out(plan, pairs)
     return plan
 
 
@@ -94,12 +94,3 @@ def _kin(snapshot: Snapshot) -> dict[str, int]:
                 number[here] = number.get(slide_id, len(number))
                 todo += alike[here]
     return number
-
-
-def _try_weights(plan: TrainPlan) -> None:
-    """Fill them into a model once, so that what does not fit is told before workers start."""
-    from histolake.training.loop.start import start_from
-    from histolake.training.models import build_encoder
-
-    tokenizer = plan.tokenizer()
-    start_from(plan.weights, build_encoder(plan.model_config(tokenizer)), tokenizer)

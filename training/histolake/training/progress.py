@@ -6,11 +6,13 @@ Workers may be on other machines, where a file of theirs cannot be seen; an acto
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Board", "Watcher", "make_board"]
+from histolake.training.loop import BEST_BY
+
+__all__ = ["Board", "Told", "Watcher", "make_board"]
 
 POLL_S = 0.5
 
@@ -75,3 +77,40 @@ class Watcher:
                     self._on_rows(rows)
         except BaseException as error:  # raised in the thread that waits
             self._error = error
+
+
+class Told:
+    """What the workers of a run have told: a row a step (the last one, where a step was done twice), lines, and why
+    they stopped."""
+
+    def __init__(
+        self, steps: int, say: Callable[[str], None], log: Callable[[Sequence[Mapping[str, Any]]], None]
+    ) -> None:
+        """`say` is given lines for people, `log` every row."""
+        self._steps, self._say, self._log = steps, say, log
+        self._rows: dict[int, dict[str, Any]] = {}
+        self.stopped: str | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of all steps, in their order."""
+        return [self._rows[step] for step in sorted(self._rows)]
+
+    def take(self, news: Sequence[dict[str, Any]]) -> None:
+        """What came since the last call."""
+        done = []
+        for row in news:
+            if "said" in row:
+                self._say(row["said"])
+            elif "stopped" in row:
+                self.stopped = self.stopped or row["stopped"]
+            else:
+                done.append(row)
+        if not done:
+            return
+        self._rows.update({int(row["step"]): row for row in done})
+        self._log(done)
+        last = done[-1]
+        held_out = f"  held-out Recall@10% {last[BEST_BY]:.3f}" if BEST_BY in last else ""
+        pace = f"{last['pairs_per_s']:.0f} pairs/s"
+        self._say(f"step {int(last['step']) + 1}/{self._steps}  loss {last['loss']:.3f}  {pace}{held_out}")

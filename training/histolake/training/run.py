@@ -13,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from histolake.platform.errors import ModelError
 from histolake.platform.splits import BLOCKS, SIDES, Selection, Split, mark_of
 from histolake.platform.tracking import LINEAGE_FILE, TrackingSettings, connect, ensure_experiment
 from histolake.training import registry
-from histolake.training.evidence import PACKAGES_FILE, log_dataset, package_versions
+from histolake.training.evidence import PACKAGES_FILE, code_commit, log_dataset, log_steps, package_versions
 from histolake.training.loop import BEST_BY, TrainPlan, fit, read_state
 from histolake.training.planning import make_plan
-from histolake.training.progress import Watcher, make_board
+from histolake.training.progress import Told, Watcher, make_board
 from histolake.training.recipes import Recipe, as_params
 from histolake.training.sides import check_request, choose_sides
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
+GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name for it, which its pages show
 SENTENCES_SAMPLED = 2000  # for the mean number of genes that survive the tokenizer
 
 
@@ -150,7 +152,8 @@ class _Job:
         began: float,
     ) -> Trained:
         tags = self._tags()
-        run_id = self.client.create_run(self.experiment_id, run_name=plan.run_name, tags=tags).info.run_id
+        code = {GIT_COMMIT: commit} if (commit := code_commit()) else {}
+        run_id = self.client.create_run(self.experiment_id, run_name=plan.run_name, tags=tags | code).info.run_id
         try:
             surviving = self._surviving(plan)
             self._log_request(run_id, plan, surviving)
@@ -242,7 +245,7 @@ class _Job:
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items()])
         if surviving is not None:
             self.client.log_metric(run_id, "genes_surviving_tokenizer", surviving)
-        wanted = ["slide_id", "ingest_id", "study", "patient", "source", "licence"]
+        wanted = ["slide_id", "ingest_id", "study", "patient", "accession", "source", "licence"]
         known = {row["slide_id"]: row for row in self.snapshot.slides().select(wanted).to_pylist()}
         slides = [known[slide_id] | {"side": side} for slide_id, side in self.sides.items()]
         registry.write_json(self.client, run_id, LINEAGE_FILE, slides)
@@ -254,33 +257,22 @@ class _Job:
 
     def _fit(self, plan: TrainPlan, cluster: ClusterSettings, run_id: str) -> tuple[list[dict[str, Any]], Any]:
         """Train; gives every step's row and the state of the checkpoint that is to be published."""
-        rows: dict[int, dict[str, Any]] = {}
-        stopped: list[str] = []
-
-        def take(news: list[dict[str, Any]]) -> None:
-            stopped.extend(row["stopped"] for row in news if "stopped" in row)
-            news = [row for row in news if "stopped" not in row]
-            if not news:
-                return
-            rows.update({int(row["step"]): row for row in news})
-            _log_steps(self.client, run_id, news)
-            self.say(_progress(news[-1], plan.steps))
-
+        told = Told(plan.steps, self.say, partial(log_steps, self.client, run_id))
         self.say(f"starting {plan.workers} workers for {self.recipe.name}")
         # Ray starts its processes by fork and exec, which Lance need not fear.
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
         with start_ray(cluster):
             board = make_board()
-            with Watcher(board, take):
+            with Watcher(board, told.take):
                 result = fit(plan, board)
-            if stopped:
-                raise ModelError(stopped[0])
+            if told.stopped is not None:
+                raise ModelError(told.stopped)
             checkpoint = result.checkpoint
             if self.recipe.publish == "best":
                 checkpoint = max(result.best_checkpoints, key=lambda each: each[1].get(BEST_BY, float("-inf")))[0]
             with checkpoint.as_directory() as folder:
                 state = read_state(folder)
-        return [rows[step] for step in sorted(rows)], state
+        return told.rows, state
 
     def _finish(
         self, folder: Path, state: Any, plan: TrainPlan, surviving: float | None, run_id: str
@@ -378,25 +370,3 @@ class _Job:
             validation_pcc_mean=None if figures is None else figures.pcc_mean,
             seconds=seconds,
         )
-
-
-def _progress(row: Mapping[str, Any], steps: int) -> str:
-    """A step in a line."""
-    held_out = f"  held-out Recall@10% {row[BEST_BY]:.3f}" if BEST_BY in row else ""
-    done = int(row["step"]) + 1
-    return f"step {done}/{steps}  loss {row['loss']:.3f}  {row['pairs_per_s']:.0f} pairs/s{held_out}"
-
-
-def _log_steps(client: MlflowClient, run_id: str, rows: list[dict[str, Any]]) -> None:
-    """All figures of some steps in as few calls as MLflow takes."""
-    from mlflow.entities import Metric
-
-    now_ms = int(time.time() * 1000)
-    metrics = [
-        Metric(key, float(value), now_ms, int(row["step"]))
-        for row in rows
-        for key, value in row.items()
-        if key != "step"
-    ]
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from histolake.ingestion.readers.refusals import check_columns, check_genes_named, check_unique, holds_no, truncated
 from histolake.platform.errors import SourceError
@@ -134,17 +136,10 @@ def _split(stream: Any) -> Iterator[bytes]:
 
 def _numbers(text: str, uri: str, number: int) -> np.ndarray:
     """A row's values; infinite and missing values are told, not read over."""
-    cells = text.split("\t")
-    try:
-        values = np.array(cells, dtype=np.float64)
-    except ValueError as error:
-        raise SourceError(
-            f"{uri}, line {number}: {error}; every count must be a number.",
-            rule="counts_valid",
-            figure=None,
-            limit=0.0,
-            file=uri,
-        ) from error
+    try:  # Arrow reads numbers an order of magnitude faster, and refuses what is written otherwise, such as with spaces
+        values = pc.cast(pc.split_pattern(pa.scalar(text), "\t").values, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        values = _numbers_with_care(text, uri, number)
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         raise SourceError(
@@ -156,6 +151,19 @@ def _numbers(text: str, uri: str, number: int) -> np.ndarray:
             file=uri,
         )
     return values
+
+
+def _numbers_with_care(text: str, uri: str, number: int) -> np.ndarray:
+    try:
+        return np.array(text.split("\t"), dtype=np.float64)
+    except ValueError as error:
+        raise SourceError(
+            f"{uri}, line {number}: {error}; every count must be a number.",
+            rule="counts_valid",
+            figure=None,
+            limit=0.0,
+            file=uri,
+        ) from error
 
 
 def _number(text: str, uri: str, number: int) -> float:

@@ -7,8 +7,9 @@ id is its place in it. A gene that it lacks (an older symbol, another species) g
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -50,8 +51,7 @@ class GeneTable:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._cached: tuple[int, pa.Table] | None = None
-        self._names = _Names()
+        self._cached: tuple[int, pa.Table, _Names] | None = None
 
     def create(self) -> None:
         """Write the vocabulary unless it is there."""
@@ -61,12 +61,12 @@ class GeneTable:
         """Every gene of the lake, by gene_id."""
         return self._read()[1]
 
-    def _read(self) -> tuple[int, pa.Table]:
+    def _read(self) -> tuple[int, pa.Table, _Names]:
         table = self._catalog.table("genes")
         if self._cached is None or self._cached[0] != table.version():
             dataset = self._catalog.dataset("genes", table)
             found = again(lambda: dataset.to_table().select(GENES.names).cast(GENES.remove_metadata()))
-            self._cached = (table.version(), found.sort_by("gene_id"))
+            self._cached = (table.version(), found.sort_by("gene_id"), _names_of(table.metadata().id))
         return self._cached
 
     def resolve(
@@ -86,8 +86,8 @@ class GeneTable:
         if any(not symbol and not ensembl for symbol, ensembl in keys):
             raise UsageError("A gene has neither a symbol nor an Ensembl id; give every gene one of the two.")
         for _ in range(PUBLISH_TRIES):
-            version, table = self._read()
-            ids = self._names.look_up(table, keys, species)
+            version, table, names = self._read()
+            ids = names.look_up(table, keys, species)
             missing = sorted({key for key, gene_id in zip(keys, ids, strict=True) if gene_id == UNKNOWN}, key=str)
             if not missing or not allocate:
                 return ids
@@ -116,22 +116,33 @@ class GeneTable:
 
 
 class _Names:
-    """Ids by name, of a table that only ever grows: every row is looked at once."""
+    """Ids by name, of a table that only ever grows: every row is looked at once. Threads may share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._rows = 0
         self._by_symbol: dict[str, dict[str, int]] = {}  # species -> symbol -> the first gene of that name
         self._by_ensembl: dict[str, dict[str, int]] = {}
 
     def look_up(self, table: pa.Table, keys: Sequence[tuple[str, str | None]], species: str) -> np.ndarray:
         """Ids of (symbol, Ensembl id), int32; -1 for what the table lacks."""
-        new = table.slice(self._rows)
-        self._rows = table.num_rows
+        with self._lock:
+            self._add(table.slice(self._rows))
+        by_symbol, by_ensembl = self._by_symbol.get(species, {}), self._by_ensembl.get(species, {})
+        found = [by_ensembl.get(ensembl or "", by_symbol.get(symbol, UNKNOWN)) for symbol, ensembl in keys]
+        return np.asarray(found, dtype=np.int32)
+
+    def _add(self, new: pa.Table) -> None:
         columns = (new[name].to_pylist() for name in ("gene_id", "ensembl_id", "symbol", "species"))
         for gene_id, ensembl, symbol, kind in zip(*columns, strict=True):
             self._by_symbol.setdefault(kind, {}).setdefault(symbol, gene_id)
             if ensembl:
                 self._by_ensembl.setdefault(kind, {}).setdefault(ensembl, gene_id)
-        by_symbol, by_ensembl = self._by_symbol.get(species, {}), self._by_ensembl.get(species, {})
-        found = [by_ensembl.get(ensembl or "", by_symbol.get(symbol, UNKNOWN)) for symbol, ensembl in keys]
-        return np.asarray(found, dtype=np.int32)
+        self._rows += new.num_rows
+
+
+@lru_cache(maxsize=8)
+def _names_of(table_id: str) -> _Names:
+    """Those of a table, by the id that Delta gave it when it was made: a worker opens the lake anew for each section,
+    and sixty thousand names would be gone through each time."""
+    return _Names()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+from histolake.platform.errors import HistolakeError, UsageError
 from histolake.training.loop.plan import TrainPlan
 
 __all__ = ["BEST_BY", "fit"]
@@ -13,7 +15,8 @@ BEST_BY = "held_out_recall_at_10pct"  # of the checkpoints, where the validation
 
 
 def fit(plan: TrainPlan, board: Any) -> Any:
-    """Train; gives Ray Train's result, whose checkpoints hold the state. Ray must be running."""
+    """Train; gives Ray Train's result, whose checkpoints hold the state. Ray must be running. Raises `UsageError` where
+    its machines have too few slots: what does not fit would be waited for without end."""
     # A checkpoint counts only once the controller has asked for it; by default it asks every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
@@ -23,6 +26,7 @@ def fit(plan: TrainPlan, board: Any) -> Any:
     from histolake.platform.storage import Location
     from histolake.training.loop.worker import train_worker
 
+    _require_slots(plan, ray.cluster_resources())
     filesystem, path = Location.parse(plan.storage).filesystem()
     use_gpu = ray.cluster_resources().get("GPU", 0) >= plan.workers
     judged = plan.recipe.validate_every and plan.validation_ids
@@ -47,10 +51,27 @@ def fit(plan: TrainPlan, board: Any) -> Any:
         raise _own_error(error) from error
 
 
+def _require_slots(plan: TrainPlan, there: Mapping[str, float]) -> None:
+    """Each worker takes a slot, and each actor that decodes for it another."""
+    recipe = plan.recipe
+    wanted = {"CPU": plan.workers}
+    said = f"{plan.workers} workers"
+    if recipe.feed == "ray":
+        actors = plan.workers * recipe.feed_workers
+        said += f" and {actors} actors that decode"
+        wanted["CPU"] += actors
+        if recipe.feed_slot:
+            wanted[recipe.feed_slot] = actors
+    for name, count in wanted.items():
+        if there.get(name, 0) < count:
+            raise UsageError(
+                f"{said} take {count} {name} slots and Ray's machines have {there.get(name, 0):g}; start fewer, or "
+                "name a larger cluster (--address; on one machine HISTOLAKE_CLUSTER__CPUS says how many it offers)."
+            )
+
+
 def _own_error(error: Any) -> Exception:
     """The error of ours that a worker raised, if that is what ended the training; else Ray's."""
-    from histolake.platform.errors import HistolakeError
-
     for failure in error.worker_failures.values():
         cause = getattr(failure, "cause", failure)
         if isinstance(cause, HistolakeError):

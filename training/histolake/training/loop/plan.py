@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from histolake.platform.lake import Snapshot
     from histolake.training.tokenizers import Tokenizer
 
-__all__ = ["TrainPlan"]
+__all__ = ["TrainPlan", "model_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,19 @@ class TrainPlan:
 
     def model_config(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """The model's whole configuration: the recipe's, and what the tokenizer and the lake decide."""
-        from histolake.training.models.files import config_defaults
+        return model_config(self.recipe, tokenizer.vocab_size, self.gene_ids)
 
-        recipe = self.recipe
-        known = config_defaults(recipe.model["architecture"])
-        decided = {
-            "image_column": recipe.image_column,
-            "tokenizer": recipe.tokenizer,
-            "vocab_size": tokenizer.vocab_size,
-            "gene_ids": list(self.gene_ids),
-        }
-        return {**recipe.model, **{key: value for key, value in decided.items() if key in known}}
+
+def model_config(recipe: Recipe, vocab_size: int, gene_ids: Sequence[int]) -> dict[str, Any]:
+    """A recipe's model with what is decided elsewhere: the vocabulary's size, and the lake's ids of the genes that
+    profiles are read over."""
+    from histolake.training.models.files import config_defaults
+
+    known = config_defaults(recipe.model["architecture"])
+    decided = {
+        "image_column": recipe.image_column,
+        "tokenizer": recipe.tokenizer,
+        "vocab_size": vocab_size,
+        "gene_ids": list(gene_ids),
+    }
+    return {**recipe.model, **{key: value for key, value in decided.items() if key in known}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,16 +60,15 @@ class Steps:
         rates = self._set_rates(batch.step)
         self._optimizer.zero_grad(set_to_none=True)
         losses, scale = self._backward(batch)
-        row = _joined(losses)
-        if not torch.isfinite(torch.tensor(row["loss"])):
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.clip_norm or float("inf"))
+        row = _told(losses, scale=scale, grad_norm=norm)
+        if not math.isfinite(row["loss"]):
             raise NotANumberError(
                 f"The loss is not a number at step {batch.step} (learning rate {rates['lr']:.2g}); lower lr or raise "
                 "warmup_steps."
             )
-        limit = self._recipe.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
         self._optimizer.step()
-        return {**row, "scale": float(scale), "grad_norm": float(norm), **rates}
+        return {**row, **rates}
 
     def _set_rates(self, step: int) -> dict[str, float]:
         recipe, steps = self._recipe, self._steps
@@ -113,7 +113,9 @@ class Steps:
         )
 
 
-def _joined(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Means over the workers, in one exchange."""
+def _told(losses: Mapping[str, torch.Tensor], **own: torch.Tensor) -> dict[str, float]:
+    """Losses as means over the workers, in one exchange, and what is the same on each; the device is waited for
+    once."""
     mean = joined_sum(torch.stack([value.double() for value in losses.values()])) / ranks()
-    return dict(zip(losses, mean.tolist(), strict=True))
+    same = torch.stack([value.detach().double() for value in own.values()])
+    return dict(zip((*losses, *own), torch.cat([mean, same]).tolist(), strict=True))

@@ -19,7 +19,9 @@ import torch
 
 from histolake.platform.storage import Location
 from histolake.training.loop.checkpoints import load_state, read_state, save_state
-from histolake.training.loop.parts import first_pictures, make_optimizer, make_reader
+from histolake.training.loop.feeds import first_pictures, make_feed, make_reader
+from histolake.training.loop.gauge import Gauge
+from histolake.training.loop.parts import make_optimizer
 from histolake.training.loop.plan import TrainPlan
 from histolake.training.loop.step import NotANumberError, Steps
 from histolake.training.loop.validation import held_out_figures
@@ -61,8 +63,10 @@ class _Worker:
         plan, recipe = self._plan, self._plan.recipe
         pairs = plan.pairs(self._snapshot)
         self._build(pairs)
-        reader = make_reader(pairs, plan, self._encoder.inputs, self._tokenizer, self._rank, self._ranks)
-        kin_S = torch.tensor([plan.kin.get(slide_id, -1) for slide_id in reader.slide_ids], device=self._device)
+        feed = make_feed(pairs, plan, self._encoder.inputs, self._tokenizer, self._rank, self._ranks)
+        if feed.notice:
+            self._post({"said": feed.notice})
+        kin_S = torch.tensor([plan.kin.get(slide_id, -1) for slide_id in feed.slide_ids], device=self._device)
         steps = Steps(
             recipe=recipe,
             steps=plan.steps,
@@ -75,7 +79,7 @@ class _Worker:
         looks = self._looks(self._snapshot)
         stop = min(recipe.stop_after or plan.steps, plan.steps)
         began_s = time.perf_counter()
-        for batch in reader.batches(self._start, stop):
+        for batch in feed.batches(self._start, stop):
             ready_s = time.perf_counter()
             try:
                 with attention_kernels(self._device):
@@ -88,8 +92,7 @@ class _Worker:
             done = batch.step + 1
             if looks and (done % recipe.validate_every == 0 or done == stop):
                 row |= held_out_figures(self._encoder, *looks, self._device)
-            if self._rank == 0:
-                self._board.post.remote(row)
+            self._post(row)
             if done == stop or done % recipe.checkpoint_every == 0:
                 self._report(row, done)
             began_s = time.perf_counter()
@@ -118,6 +121,7 @@ class _Worker:
             start_from(plan.weights, encoder, self._tokenizer)
         elif hasattr(encoder, "warm_start"):
             encoder.warm_start(first_pictures(pairs, plan, encoder.inputs))
+        self._gauge = Gauge(encoder, self._device)
         if self._ranks > 1 and hasattr(encoder, "synchronise_batchnorm"):
             encoder.synchronise_batchnorm(str(self._device))
         compiled(encoder, recipe.compile)
@@ -137,31 +141,17 @@ class _Worker:
         if not size:
             return None
         reader = make_reader(
-            pairs,
-            plan,
-            self._encoder.inputs,
-            self._tokenizer,
-            self._rank,
-            self._ranks,
-            global_batch=size,
-            sampling="pairs",
-            neighbours=False,
+            pairs, plan, self._encoder.inputs, self._tokenizer, self._rank, self._ranks, global_batch=size
         )
         return reader, min(reader.steps_per_epoch, max(1, recipe.validate_pairs // size))
 
     def _measured(self, batch: Batch, step_s: float, waited_s: float) -> dict[str, float]:
         """How fast, and where the time and the memory went."""
-        row = {
-            "step": batch.step,
-            "epoch": batch.epoch,
-            "pairs_per_s": self._plan.recipe.global_batch / step_s,
-            "waiting_share": waited_s / step_s,
-        }
+        rows = self._plan.recipe.global_batch
+        row = {"step": batch.step, "epoch": batch.epoch, "waiting_share": waited_s / step_s}
         if batch.genes_surviving == batch.genes_surviving:  # a batch without sentences has none
             row["genes_surviving"] = batch.genes_surviving
-        if self._device.type == "cuda":
-            row["peak_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
-        return row
+        return row | self._gauge.read(rows / step_s, self._ranks)
 
     def _report(self, row: dict[str, float], done: int) -> None:
         """Hand a checkpoint to Ray Train; every worker calls it, the first one writes. It is copied to the storage
@@ -189,8 +179,12 @@ class _Worker:
         )
         told = {"step": batch.step, "epoch": batch.epoch, "pair_ids": [pair_id.hex() for pair_id in batch.pair_ids]}
         place.write_bytes(json.dumps(told, indent=1).encode())
+        self._post({"step": batch.step, "stopped": f"{why} Its pairs are listed in {place.uri}"})
+
+    def _post(self, row: dict[str, Any]) -> None:
+        """Tell the driver; the first worker speaks for all."""
         if self._rank == 0:
-            self._board.post.remote({"step": batch.step, "stopped": f"{why} Its pairs are listed in {place.uri}"})
+            self._board.post.remote(row)
 
 
 def _unused(encoder: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Axes: B pairs, G genes, D embedding, W width of the image tower's vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class ClipFc(PictureProfile):
         self.image = image_tower(config.image_encoder, config.image_px, train=config.train_image)
         self.image_fc = nn.Linear(self.image.width, config.embed_dim)
         self.genes_fc = nn.Linear(len(config.gene_ids), config.embed_dim)
-        self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
+        self._max_log_scale = -math.log(config.min_temperature)
         self.log_scale = nn.Parameter(-torch.tensor(config.init_temperature).log())
 
     def encode_images(self, image_BHWC: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ Outside training a picture's vector is the mean over its four quarter turns: tis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ class ClipLiteEncoder(nn.Module):
         )
         self._image_key, self._sentence_key = (one.key for one in self.inputs)
         self.vector_needs: dict[str, tuple[str, ...]] = {"image": (self._image_key,), "text": (self._sentence_key,)}
-        self._max_log_scale = -float(torch.tensor(config.min_temperature).log())
+        self._max_log_scale = -math.log(config.min_temperature)
         self.trunk = LiteTrunk()
         # Mean and deviation of the trunk's activations, measured on training pictures before the first step.
         self.register_buffer("centre_W", torch.zeros(LiteTrunk.width))

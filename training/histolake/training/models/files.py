@@ -75,8 +75,8 @@ def build_encoder(config: Mapping[str, Any]) -> Any:
         raise ModelError(f"There is no architecture {name!r}; there are {', '.join(ARCHITECTURES)}.")
     try:
         return ARCHITECTURES[name](settings)
-    except TypeError as error:
-        raise ModelError(f"A configuration of {name} cannot be used: {error}.") from error
+    except (TypeError, ValueError, AssertionError) as error:  # of torch or open_clip, of values that do not go together
+        raise ModelError(f"A configuration of {name} cannot be used: {str(error).rstrip('.')}.") from error
 
 
 def save_model(folder: str | Path, encoder: Any, card: Mapping[str, Any]) -> Path:

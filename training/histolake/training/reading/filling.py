@@ -17,6 +17,7 @@ from histolake.training.inputs import Input, Picture, Profile, Sentence
 from histolake.training.reading.augmentation import Drawn
 from histolake.training.reading.batch import Batch
 from histolake.training.reading.fill import fill_pictures, fill_tokens
+from histolake.training.reading.memory import Reused
 from histolake.training.reading.order import Slice
 from histolake.training.reading.profiles import Profiles
 from histolake.training.reading.windows import Rows
@@ -66,18 +67,23 @@ class Frame:
     inputs: Sequence[Input]
     tokenizers: Mapping[str, Any]
     pinned: bool
+    memory: Reused = field(default_factory=Reused)
 
     def empty(self, rows: int) -> dict[str, torch.Tensor]:
         """Tensors for the inputs of so many pairs, not filled in."""
         return {each.key: self._empty(each, rows) for each in self.inputs}
 
     def _empty(self, each: Input, rows: int) -> torch.Tensor:
+        shape: tuple[int, ...]
         if isinstance(each, Picture):
-            return torch.empty((rows, each.px, each.px, 3), dtype=torch.uint8, pin_memory=self.pinned)
-        if isinstance(each, Sentence):
-            return torch.empty((rows, each.context), dtype=torch.int64, pin_memory=self.pinned)
-        width = len(each.gene_ids) if isinstance(each, Profile) else each.width
-        return torch.empty((rows, width), dtype=torch.float32, pin_memory=self.pinned)
+            shape, dtype = (rows, each.px, each.px, 3), torch.uint8
+        elif isinstance(each, Sentence):
+            shape, dtype = (rows, each.context), torch.int64
+        else:
+            shape, dtype = (rows, len(each.gene_ids) if isinstance(each, Profile) else each.width), torch.float32
+        if self.pinned:  # torch keeps pinned memory by itself, until copies from it have ended
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return self.memory.empty(shape, dtype)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from typing import Any
 
 from histolake.platform.errors import UsageError
 
-__all__ = ["OBJECTIVES", "PRECISIONS", "Recipe", "checked"]
+__all__ = ["FEEDS", "OBJECTIVES", "PRECISIONS", "Recipe", "checked"]
 
+FEEDS = ("lake", "ray", "shards")
 OBJECTIVES = ("contrastive", "smoothed", "spot-niche")
 PRECISIONS = ("float32", "tf32", "bf16")
 DEFAULT_CONTEXT = 76  # tokens, of models that do not say
@@ -34,6 +35,10 @@ class Recipe:
     density: float = 0.0  # augmentation: relative standard deviation of the whole optical density
     window_rows: int = 4096  # rows that are shuffled among themselves
     decoders: int = 0  # threads that decode in each worker; 0 takes the cores that the model leaves
+    feed: str = "lake"  # who reads: lake (the worker itself), ray (actors on any machine), shards (of an export)
+    feed_workers: int = 2  # of feed=ray: actors that decode for each worker
+    feed_slot: str = ""  # of feed=ray: a resource of Ray that machines for decoding offer; empty takes any machine
+    shards: str = ""  # of feed=shards: the export's folder or URL
     # For how long, in which steps.
     steps: int = 200  # optimiser steps
     epochs: float = 0.0  # through the training pairs, in place of steps; 0 takes the steps
@@ -85,12 +90,14 @@ _LEAST = {
     "genes": 1,
     "seed": 0,
     "decoders": 0,
+    "feed_workers": 1,
     "clip_norm": 0,
 }
 # Values that are one of a few words.
 _WORDS = {
     "image_column": ("spot_image", "niche_image"),
     "sampling": ("pairs", "slides", "organs", "technologies", "studies"),
+    "feed": FEEDS,
     "precision": PRECISIONS,
     "publish": ("last", "best"),
     "compile": ("off", "layers", "whole"),
@@ -113,6 +120,8 @@ def checked(recipe: Recipe) -> Recipe:
         faults.append(f"objective.kind is {recipe.objective.get('kind')!r} and must be {' or '.join(OBJECTIVES)}")
     if recipe.publish == "best" and not recipe.validate_every:
         faults.append("publish is 'best', so validate_every must say how often the validation side is looked at")
+    if (recipe.feed == "shards") != bool(recipe.shards):
+        faults.append("feed=shards and shards=FOLDER (or its URL) go together")
     if faults:
         raise UsageError(f"The recipe {recipe.name} cannot be used: {'; '.join(faults)}.")
     return recipe

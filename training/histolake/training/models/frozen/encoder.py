@@ -62,15 +62,22 @@ class ImageTower(nn.Module):
 
         `"random"` keeps the weights that it was built with, to measure speed and memory with.
         """
+        path = self.require_weights(weights)
         if weights == RANDOM:
             self.digest = RANDOM
-        elif self.facts.library == "lite" and not weights:
+        elif path is None:
             self.net.load_imagenet()  # type: ignore[operator]  # a LiteTrunk, which mypy knows as a Module
         else:
-            path = find_weights(self.facts, weights)
             load_checkpoint(self.net, self.facts, path)
             self.digest = file_digest(path)
         self.loaded = True
+
+    def require_weights(self, weights: str | Path = "") -> Path | None:
+        """The file that `load_weights` would read, None where it needs none; raises `ModelError` where it is not
+        there."""
+        if weights == RANDOM or (self.facts.library == "lite" and not weights):
+            return None
+        return find_weights(self.facts, weights)
 
     def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         if not self.loaded:
