@@ -69,7 +69,10 @@ def _commits(figures: Mapping[str, Any]) -> str:
     of_each = {key.removeprefix("commit_"): value for key, value in figures.items() if key.startswith("commit_")}
     if len(set(of_each.values())) == 1:
         return f"commit {next(iter(of_each.values()))}"
-    return "commits " + ", ".join(f"{value} ({name})" for name, value in of_each.items())
+    at: dict[str, list[str]] = {}
+    for name, value in of_each.items():
+        at.setdefault(value, []).append(name)
+    return "commits " + ", ".join(f"{value} ({', '.join(names)})" for value, names in at.items())
 
 
 def write(result: Path) -> None:
