@@ -33,7 +33,7 @@ def real_sections() -> Path:
     folder = os.environ.get("HISTOLAKE_SAMPLE_DIR")
     if not folder or not (Path(folder) / "her2st").is_dir():
         pytest.skip("HISTOLAKE_SAMPLE_DIR names no folder with her2st/ in it")
-    return Path(folder)
+    return Path(folder).resolve()
 
 
 @pytest.fixture
