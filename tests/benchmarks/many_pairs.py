@@ -24,8 +24,9 @@ BATCH = 256
 NEIGHBOURS = (1, 2, 47)  # places in the slide after which the spots of a niche come
 
 
-def write(work: Path, *, slides: int, spots: int) -> None:
-    """The lake `work/lake`, unless it is there: a fragment a slide."""
+def write(work: Path, *, slides: int, spots: int, genes: int = GENES) -> None:
+    """The lake `work/lake`, unless it is there: a fragment a slide. Each spot expresses `EXPRESSED` of about so many
+    genes, drawn anew; with few, there are genes that most spots express."""
     if (work / "lake").exists():
         return
     lake = Lake.open(work / "lake", create=True)
@@ -33,7 +34,7 @@ def write(work: Path, *, slides: int, spots: int) -> None:
     attempts = []
     for slide in range(slides):
         attempt = lake.begin(f"many/{slide:03d}", source_digest=str(slide), settings_digest="", source="generated")
-        fragment = attempt.pairs.write(_rows(slide, spots, pictures, symbols))
+        fragment = attempt.pairs.write(_rows(slide, spots, pictures, symbols, genes))
         none = pa.schema([field for field in REJECTIONS if field.name not in ("ingest_id", "slide_id")]).empty_table()
         attempt.stage({"cohort": "many", "flags": [], "n_spots": spots, "simulated": True}, [fragment], none)
         attempts.append(attempt)
@@ -58,14 +59,14 @@ def _symbols() -> list[str]:
     return [str(symbol) for symbol in np.random.default_rng(2).permutation(list(dict.fromkeys(named)))[:GENES]]
 
 
-def _rows(slide: int, spots: int, pictures: list[bytes], symbols: list[str]) -> Iterator[pa.RecordBatch]:
+def _rows(slide: int, spots: int, pictures: list[bytes], symbols: list[str], genes: int) -> Iterator[pa.RecordBatch]:
     rng = np.random.default_rng([1, slide])
     pairs = [hashlib.sha256(f"{slide} {i}".encode()).digest()[:16] for i in range(spots)]
     for start in range(0, spots, BATCH):
         n = min(BATCH, spots - start)
         numbers = range(start, start + n)
         # Distinct rising ids: gaps of at least one.
-        genes = np.cumsum(rng.integers(1, 2 * GENES // EXPRESSED - 1, (n, EXPRESSED), dtype=np.int32), axis=1)
+        ids = np.cumsum(rng.integers(1, 2 * genes // EXPRESSED - 1, (n, EXPRESSED), dtype=np.int32), axis=1)
         offsets = pa.array(np.arange(n + 1, dtype=np.int32) * EXPRESSED)
         counts = (rng.poisson(1.5, n * EXPRESSED) + 1).astype(np.float32)
         made = {
@@ -73,12 +74,12 @@ def _rows(slide: int, spots: int, pictures: list[bytes], symbols: list[str]) -> 
             "barcode": [f"spot-{i}" for i in numbers],
             "spot_image": [pictures[(37 * slide + i) % PICTURES] for i in numbers],
             "niche_image": [pictures[(41 * slide + i) % PICTURES] for i in numbers],
-            "sentence": [" ".join(symbols[g] for g in row) for row in genes[:, :WORDS].tolist()],
-            "niche_sentence": [" ".join(symbols[g] for g in row) for row in genes[:, WORDS : 2 * WORDS].tolist()],
+            "sentence": [" ".join(symbols[g] for g in row) for row in ids[:, :WORDS].tolist()],
+            "niche_sentence": [" ".join(symbols[g] for g in row) for row in ids[:, WORDS : 2 * WORDS].tolist()],
             "niche": [[pairs[(i + n) % spots] for n in NEIGHBOURS] for i in numbers],
         }
         columns = {name: pa.array(values, PAIRS.field(name).type) for name, values in made.items()}
-        columns["gene_ids"] = pa.ListArray.from_arrays(offsets, pa.array(genes.ravel()))
+        columns["gene_ids"] = pa.ListArray.from_arrays(offsets, pa.array(ids.ravel()))
         columns["counts"] = pa.ListArray.from_arrays(offsets, pa.array(counts))
         for name in ("ingest_id", "slide_id"):
             columns[name] = pa.array([""] * n)  # the writer fills them in
