@@ -25,19 +25,27 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
-def test_a_published_file_and_a_folder_fill_the_model(micro: Recipe, tmp_path: Path) -> None:
-    theirs, tokenizer = encoder_of(micro, 1), make_tokenizer("bpe", micro.context)
-    weights = {f"module.{name}": value for name, value in theirs.coca.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "checkpoint.pt")
+def write_model(folder: Path, theirs: Any, recipe: Recipe) -> None:
+    """A model of ours as a folder, that reads byte pairs."""
     card = {
         "embed_dim": 32,
         "image_column": "niche_image",
         "image_px": 28,
         "tokenizer": "bpe",
-        "context": micro.context,
+        "context": recipe.context,
     }
-    card |= {"tokenizer_card": tokenizer.card(), "config": {**micro.model, "image_column": "niche_image"}}
-    save_model(tmp_path / "model", theirs, card)
+    card |= {
+        "tokenizer_card": make_tokenizer("bpe", recipe.context).card(),
+        "config": {**recipe.model, "image_column": "niche_image"},
+    }
+    save_model(folder, theirs, card)
+
+
+def test_a_published_file_and_a_folder_fill_the_model(micro: Recipe, tmp_path: Path) -> None:
+    theirs, tokenizer = encoder_of(micro, 1), make_tokenizer("bpe", micro.context)
+    weights = {f"module.{name}": value for name, value in theirs.coca.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "checkpoint.pt")
+    write_model(tmp_path / "model", theirs, micro)
     for place in ("checkpoint.pt", "model"):
         ours = encoder_of(micro, 2)
         assert not same(ours, theirs)
@@ -53,14 +61,6 @@ def test_what_does_not_fit_is_refused(micro: Recipe, tmp_path: Path) -> None:
         start_from(str(tmp_path / "weights.pt"), wide, tokenizer)
     with pytest.raises(ModelError, match="There is no checkpoint file"):
         start_from(str(tmp_path / "nothing.pt"), wide, tokenizer)
-    card = {
-        "embed_dim": 32,
-        "image_column": "niche_image",
-        "image_px": 28,
-        "tokenizer": "bpe",
-        "context": micro.context,
-    }
-    card |= {"tokenizer_card": tokenizer.card(), "config": {**micro.model, "image_column": "niche_image"}}
-    save_model(tmp_path / "model", theirs, card)
+    write_model(tmp_path / "model", theirs, micro)
     with pytest.raises(ModelError, match=r"was trained with another tokenizer: .*context 52 and not 76"):
         start_from(str(tmp_path / "model"), encoder_of(micro, 2), make_tokenizer("bpe", 52))

@@ -3,8 +3,9 @@
     python -m histolake.training.cost       # counts all recipes anew and writes recipes/costs.json
 
 All is counted on meta tensors (see `flops`). Hours are those of a GPU that reaches `SHARE` of the dense bfloat16 rate
-of an H100 or H200 and never waits for pairs; a CPU takes a few thousand times as long. A count takes a second or two a
-recipe, so those of the recipes as they are lie in a file beside them, which a test compares with a count.
+of an H100 or H200 and never waits for pairs; two cores of a CPU take about ten thousand times as long. A count takes a
+second or two a recipe, so those of the recipes as they are lie in a file beside them, which a test compares with a
+count.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from histolake.training.recipes import Recipe
     from histolake.training.tokenizers import Tokenizer
 
-__all__ = ["feed_options", "first_pictures", "make_feed", "make_reader"]
+__all__ = ["first_pictures", "make_feed", "make_reader"]
 
 WARM_START_PICTURES = 256
 
@@ -26,7 +26,7 @@ def make_feed(
     pairs: Selection, plan: TrainPlan, inputs: Sequence[Input], tokenizer: Tokenizer, rank: int, ranks: int
 ) -> Feed:
     """The training batches of one worker, augmented, from where the recipe says. Where shards feed, it is `shards` that
-    are read and `pairs` only says which lake they came from (see `planning`)."""
+    are read and `pairs` only says which lake they came from (see `preflight`)."""
     recipe = plan.recipe
     options = _options(plan, ranks)
     rest: dict[str, Any] = {
@@ -38,7 +38,7 @@ def make_feed(
     if recipe.feed == "shards":
         return ShardReader(recipe.shards, inputs, options, **rest)
     if recipe.feed == "ray":
-        return RayFeed(pairs, inputs, options, feed_options(recipe), **rest)
+        return RayFeed(pairs, inputs, options, _feed_options(recipe), **rest)
     return PairReader(pairs, inputs, options, **rest)
 
 
@@ -64,7 +64,7 @@ def first_pictures(pairs: Selection, plan: TrainPlan, inputs: Sequence[Input]) -
     return make_reader(pairs, plan, (picture,), None, 0, 1, global_batch=size).batch(0).tensors[picture.key]
 
 
-def feed_options(recipe: Recipe) -> FeedOptions:
+def _feed_options(recipe: Recipe) -> FeedOptions:
     """Who decodes for each worker, where actors of Ray do."""
     return FeedOptions(workers=recipe.feed_workers, resources={recipe.feed_slot: 1.0} if recipe.feed_slot else {})
 

@@ -1,7 +1,6 @@
 """Memory of batches that nobody holds any more, given out again.
 
-Ten megabytes that are asked for anew come as pages that the kernel clears first, one by one as they are touched: about
-a twentieth of the time that it takes to decode pictures into them.
+Ten megabytes that are asked for anew come as pages that the kernel clears first, one by one as they are touched.
 """
 
 from __future__ import annotations
